@@ -1,0 +1,28 @@
+"""The contract between training and service: schema, encoder, manifest, store. numpy and pydantic only.
+
+>>> import bundle
+>>> model = bundle.open("artifacts/demo-afm/1")      # doctest: +SKIP
+>>> model.predict([{"user": "u17", "app": "a3"}])    # doctest: +SKIP
+"""
+
+from bundle.encoder import Coded, EncodedRows, Encoder
+from bundle.errors import BundleError, BundleInvalid, InputError, RuntimeRefused, SchemaError
+from bundle.predictor import Predictor, open
+from bundle.schema import Categorical, FeatureSchema, Multi, Numeric
+
+__all__ = [
+    "BundleError",
+    "BundleInvalid",
+    "Categorical",
+    "Coded",
+    "EncodedRows",
+    "Encoder",
+    "FeatureSchema",
+    "InputError",
+    "Multi",
+    "Numeric",
+    "Predictor",
+    "RuntimeRefused",
+    "SchemaError",
+    "open",
+]

@@ -1,0 +1,116 @@
+"""What a bundle says of itself: manifest.json."""
+
+import math
+import re
+from typing import Annotated, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, StringConstraints, model_validator
+
+from bundle.schema import Strict
+
+FORMAT_VERSION: Final = 1
+RESERVED_NAMES = frozenset({"stats"})
+NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
+
+Task = Literal["regression", "binary", "ranking"]
+Axis = Literal["pair", "field"]
+GraphName = Literal["score", "explain"]
+Name = Annotated[str, StringConstraints(pattern=rf"\A{NAME_PATTERN}\z")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+_CLIP = re.compile(r"clip\((\S+), (\S+)\)")
+
+
+class File(Strict):
+    sha256: Sha256
+    length: int = Field(ge=0)
+
+
+class Graph(Strict):
+    """One ONNX graph; its inputs are `ids` [B, S] int64 and, where the schema needs them, `values` [B, S] float32."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Size(Strict):
+    """A size beside the terms, such as AFM's `attention` over pairs or IFM's `factor` over fields."""
+
+    name: str
+    axis: Axis
+
+
+class Split(Strict):
+    """The fields that describe the request and those that describe a candidate (source = item)."""
+
+    context: tuple[str, ...]
+    candidate: tuple[str, ...]
+
+
+class Label(Strict):
+    """The training label: the column it came from and its range."""
+
+    column: str
+    low: float
+    high: float
+
+
+class Provenance(Strict):
+    data_sha256: Sha256
+    seed: int
+    packages: dict[str, str]
+
+
+class Manifest(Strict):
+    """`name` is the served model, `key` its architecture in the registry; prediction = link(logit)."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: Name
+    version: int = Field(ge=1)
+    key: str
+    task: Task
+    link: str
+    label: Label
+    hyper_parameters: dict[str, object]
+    graphs: dict[GraphName, Graph]
+    sizes: tuple[Size, ...]
+    exact: bool
+    split: Split
+    files: dict[str, File]
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"the name {self.name!r} is reserved")
+        if set(self.graphs) != {"score", "explain"}:
+            raise ValueError("a bundle has the graphs score and explain")
+        parse_link(self.link)
+        return self
+
+    def predictions(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """link(logit), [B]: a probability for binary, a value for regression, the logit for ranking."""
+        exact = logits.astype(np.float64)
+        if self.link == "sigmoid":
+            return np.exp(-np.logaddexp(0.0, -exact))
+        low, high = parse_link(self.link)
+        return np.clip(exact, low, high)
+
+
+def parse_link(link: str) -> tuple[float, float]:
+    """The range a link maps to: `identity`, `sigmoid` or `clip(lo, hi)`; anything else raises ValueError."""
+    if link == "identity":
+        return -math.inf, math.inf
+    if link == "sigmoid":
+        return 0.0, 1.0
+    found = _CLIP.fullmatch(link)
+    low, high = (float(found[1]), float(found[2])) if found else (math.nan, math.nan)
+    if not low < high:
+        raise ValueError("a link is identity, sigmoid or clip(lo, hi) with lo < hi")
+    return low, high
+
+
+def clip_link(low: float, high: float) -> str:
+    return f"clip({float(low)!r}, {float(high)!r})"

@@ -1,0 +1,65 @@
+"""A bundle that answers: encoder, score graph and explain graph together, in process, without the service."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import explanation
+from bundle.encoder import EncodedRows, Row
+from bundle.errors import BundleInvalid
+from bundle.explanation import RowExplanation
+from bundle.session import Provider, Session
+from bundle.store import Bundle, open_verified
+
+REPLAY_TOLERANCE = 1e-6  # the same bundle later, in any batch, on the same provider
+FOREIGN_TOLERANCE = 1e-5  # another provider than the CPU that gave the golden answers
+
+
+class Predictor:
+    """An opened bundle. Golden rows are replayed before it answers anything; BundleInvalid if they differ."""
+
+    def __init__(self, bundle: Bundle, *, provider: Provider = "cpu", threads: int = 1) -> None:
+        self.bundle, self.manifest, self.schema, self.encoder = bundle, bundle.manifest, bundle.schema, bundle.encoder
+        self.score = Session(bundle.path, self.manifest.graphs["score"], provider=provider, threads=threads)
+        self.explanations = Session(bundle.path, self.manifest.graphs["explain"], provider=provider, threads=threads)
+        self._replay()
+
+    def predict(self, rows: Sequence[Row]) -> NDArray[np.float64]:
+        """Predictions [B] for B raw rows: probabilities for binary, values for regression, logits for ranking."""
+        return self.manifest.predictions(self.logits(self.encoder.rows(rows)))
+
+    def logits(self, encoded: EncodedRows) -> NDArray[np.float32]:
+        """The score graph's logits [B]."""
+        return self.score.run(encoded)["logit"]
+
+    def explain(self, rows: Sequence[Row], *, top_k: int = 10) -> list[RowExplanation]:
+        """One explanation a row, with its `top_k` strongest pairs."""
+        return self.explain_encoded(rows, self.encoder.rows(rows), top_k=top_k)
+
+    def explain_encoded(self, rows: Sequence[Row], encoded: EncodedRows, *, top_k: int) -> list[RowExplanation]:
+        """The same for rows that are encoded already."""
+        logits, arrays = self.logits(encoded), self.explanations.run(encoded)
+        return explanation.explain(self.bundle, rows, encoded, logits, arrays, top_k=top_k)
+
+    def _replay(self) -> None:
+        encoded, golden = self.encoder.rows(self.bundle.golden_rows), self.bundle.golden_answers
+        answers = {"logit": self.logits(encoded), **self.explanations.run(encoded)}
+        scale = 1.0 + sum(np.abs(golden[name]).sum(axis=1) for name in ("field", "pair")) + np.abs(golden["residual"])
+        limit = REPLAY_TOLERANCE if self.score.chosen == "cpu" else FOREIGN_TOLERANCE
+        for name, expected in golden.items():
+            found = answers[name]
+            if found.shape != expected.shape or not np.all(np.isfinite(found)):
+                raise BundleInvalid(self.bundle.path, f"the golden rows' {name} is not finite or has another shape")
+            allowed = limit * scale.reshape(-1, *[1] * (expected.ndim - 1))
+            if np.any(np.abs(found - expected) > allowed):
+                raise BundleInvalid(self.bundle.path, f"replaying the golden rows gave another {name}")
+
+
+def open(path: Path | str, *, provider: Provider = "cpu", threads: int = 1) -> Predictor:
+    """Verify the bundle in folder `path`, load its graphs and replay its golden rows.
+
+    Raises BundleInvalid where anything differs from its manifest, RuntimeRefused where onnxruntime cannot run.
+    """
+    return Predictor(open_verified(Path(path)), provider=provider, threads=threads)

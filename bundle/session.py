@@ -1,0 +1,90 @@
+"""onnxruntime, and nothing else: the one file that imports it, and only when a graph is opened."""
+
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.encoder import EncodedRows
+from bundle.errors import RuntimeRefused
+from bundle.manifest import Graph
+
+Provider = Literal["auto", "cuda", "tensorrt", "cpu"]
+EXECUTION_PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+
+
+class Session:
+    """One graph of a bundle, loaded.
+
+    `provider` is where it runs: `auto` takes CUDA where it works and the CPU otherwise (`chosen` and `why` say which);
+    any other is a demand, and RuntimeRefused says why it cannot be met. onnxruntime never falls back in silence.
+    """
+
+    def __init__(self, folder: Path, graph: Graph, *, provider: Provider = "cpu", threads: int = 1) -> None:
+        self.graph = graph
+        wanted = "cuda" if provider == "auto" else provider
+        self.chosen, self.why = wanted, f"provider = {provider}"
+        try:
+            self._session = _create(folder / graph.file, wanted, threads)
+        except RuntimeRefused as error:
+            if provider != "auto":
+                raise
+            self.chosen, self.why = "cpu", str(error)
+            self._session = _create(folder / graph.file, "cpu", threads)
+
+    def run(self, rows: EncodedRows) -> dict[str, NDArray[np.float32]]:
+        """Every output of the graph by name, for B encoded rows."""
+        feed = {name: getattr(rows, name) for name in self.graph.inputs}
+        return dict(zip(self.graph.outputs, self._session.run(list(self.graph.outputs), feed), strict=True))
+
+
+def _create(path: Path, provider: str, threads: int) -> Any:
+    ort, name = _onnxruntime(), EXECUTION_PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise RuntimeRefused(
+            f"{provider} cannot run here: the installed onnxruntime has no {name}; "
+            "install the extra 'gpu' (onnxruntime-gpu) in place of 'cpu', or choose provider = cpu"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if provider != "cpu":
+        ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(path, options, providers=[name])
+    except Exception as error:  # onnxruntime raises a family of its own that shares only this base
+        raise RuntimeRefused(f"onnxruntime cannot load {path.name} on {provider}: {error}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != name:
+        raise RuntimeRefused(
+            f"{provider} cannot run here: onnxruntime could start only {session.get_providers()}; "
+            "check the GPU, its driver, CUDA 13 and cuDNN 9"
+        )
+    return session
+
+
+def _onnxruntime() -> Any:
+    installed = sorted({d.name.lower().replace("_", "-") for d in metadata.distributions() if _is_onnxruntime(d.name)})
+    if len(installed) > 1:
+        raise RuntimeRefused(
+            f"{' and '.join(installed)} are both installed and overwrite each other's files: uninstall both, "
+            "then install one of the extras 'cpu' and 'gpu'"
+        )
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read once, at import
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeRefused("onnxruntime is not installed: install one of the extras 'cpu' and 'gpu'") from error
+    return onnxruntime
+
+
+def _is_onnxruntime(distribution: str | None) -> bool:
+    return (distribution or "").lower().replace("_", "-") in {"onnxruntime", "onnxruntime-gpu"}

@@ -1,0 +1,178 @@
+"""Bundles on disk: `<root>/<name>/<version>/`, written whole or not at all, opened only after verification."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from bundle import vocabulary
+from bundle.encoder import Encoder
+from bundle.errors import BundleInvalid, SchemaError
+from bundle.manifest import File, Manifest
+from bundle.schema import FeatureSchema
+from bundle.vocabulary import Vocabulary
+
+MANIFEST, SCHEMA, VOCABULARY = "manifest.json", "schema.json", "vocabulary.npz"
+GOLDEN_ROWS, GOLDEN_ANSWERS, REPORT, WEIGHTS = "golden.json", "golden.npz", "report.json", "weights.bin"
+
+Describe = Callable[[int, dict[str, File]], Manifest]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `digest` is the sha256 of its manifest.json, which holds the sha256 of every other file."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    schema: FeatureSchema
+    vocabularies: dict[str, Vocabulary]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.schema, self.vocabularies)
+
+    @cached_property
+    def golden_rows(self) -> list[dict[str, Any]]:
+        """Raw rows drawn field by field from the vocabulary; the first one has every field known."""
+        return TypeAdapter(list[dict[str, Any]]).validate_json((self.path / GOLDEN_ROWS).read_bytes())
+
+    @cached_property
+    def golden_answers(self) -> dict[str, NDArray[np.float32]]:
+        """onnxruntime's own answers for the golden rows, on the CPU: `logit` and every output of the explain graph."""
+        with np.load(self.path / GOLDEN_ANSWERS, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        return TypeAdapter(dict[str, Any]).validate_json((self.path / REPORT).read_bytes())
+
+
+def versions(root: Path, name: str) -> list[int]:
+    """The versions of a model under `root`, ascending. Staged and foreign folders do not count."""
+    folder = root / name
+    found = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(int(version) for version in found if version.isascii() and version.isdigit() and version[0] != "0")
+
+
+@contextmanager
+def stage(root: Path, name: str) -> Iterator[Path]:
+    """A temporary folder beside the versions of `name`; what is not published when the block ends is deleted."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
+    staged.chmod(0o755)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def publish(staged: Path, describe: Describe) -> Path:
+    """Turn a staged folder into the next version and return its path.
+
+    `describe(version, files)` makes the manifest. Files and folder are fsynced before the rename, the parent after
+    it, so the version is whole or absent; a version that exists is never overwritten.
+    """
+    parent = staged.parent
+    files = {file.name: _describe_file(file) for file in sorted(staged.iterdir())}
+    while True:
+        version = max(versions(parent.parent, parent.name), default=0) + 1
+        write_synced(staged / MANIFEST, describe(version, files).model_dump_json(indent=2).encode())
+        for file in staged.iterdir():
+            sync(file)
+        sync(staged)
+        try:
+            os.rename(staged, parent / str(version))
+        except OSError:
+            if (parent / str(version)).exists():  # another writer took this number: take the next
+                continue
+            raise
+        sync(parent)
+        return parent / str(version)
+
+
+def open_verified(path: Path) -> Bundle:
+    """Open the bundle in `path` after checking everything its manifest promises.
+
+    Raises BundleInvalid with the reason: format, exact list of regular files, length and sha256 of each, schema and
+    vocabulary that fit together.
+    """
+    if not (path / MANIFEST).is_file():
+        raise BundleInvalid(path, f"there is no {MANIFEST} in it")
+    raw = (path / MANIFEST).read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(raw)
+        _verify_files(path, manifest)
+        schema = FeatureSchema.model_validate_json((path / SCHEMA).read_bytes())
+        loaded = vocabulary.load(path / VOCABULARY)
+        bundle = Bundle(
+            path=path,
+            manifest=manifest,
+            digest=hashlib.sha256(raw).hexdigest(),
+            schema=schema,
+            vocabularies={schema.names[position]: values for position, values in loaded.items()},
+        )
+        _verify_golden(bundle)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "top level"
+        raise BundleInvalid(path, f"{error.title} at {where}: {first['msg']}") from None
+    except (SchemaError, IndexError, KeyError, ValueError) as error:
+        raise BundleInvalid(path, str(error)) from error
+    return bundle
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    found, expected = {entry.name for entry in path.iterdir()}, {MANIFEST, *manifest.files}
+    for problem, names in (("is missing", expected - found), ("is not in the manifest", found - expected)):
+        if names:
+            raise BundleInvalid(path, f"{min(names)} {problem}")
+    needed = {SCHEMA, VOCABULARY, GOLDEN_ROWS, GOLDEN_ANSWERS, REPORT} | {g.file for g in manifest.graphs.values()}
+    if needed - expected:
+        raise BundleInvalid(path, f"{min(needed - expected)} is not in the manifest")
+    for name, promised in manifest.files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
+            raise BundleInvalid(path, f"{name} is not a regular file of its own (a link, a folder or a device)")
+        if (length := file.stat().st_size) != promised.length:
+            raise BundleInvalid(path, f"{name} has {length} bytes, the manifest says {promised.length}")
+        if _describe_file(file).sha256 != promised.sha256:
+            raise BundleInvalid(path, f"the sha256 of {name} is not the manifest's")
+
+
+def _verify_golden(bundle: Bundle) -> None:
+    rows, answers = bundle.golden_rows, bundle.golden_answers
+    expected = {"logit", *bundle.manifest.graphs["explain"].outputs}
+    if set(answers) != expected or not rows or len(answers["logit"]) != len(rows):
+        raise BundleInvalid(bundle.path, f"{GOLDEN_ANSWERS} does not answer the rows of {GOLDEN_ROWS}")
+
+
+def _describe_file(path: Path) -> File:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(sha256=digest, length=path.stat().st_size)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
