@@ -1,0 +1,197 @@
+"""Every model against a loop written from its paper, in plain Python; and the models that are cases of others."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import MODELS, Layout, Model
+
+LAYOUT = Layout(num_features=30, widths=(1, 3, 1, 2), needs_values=True)
+K = 5
+
+Vector = list[float]
+Row = list[list[tuple[int, float]]]  # the features i of every field, with their values x_i
+Parameters = dict[str, Any]
+Terms = tuple[float, Vector, Vector, float]  # bias, fields, pairs, residual
+
+# A plain category, a weighted list of up to three values, a scaled number, a list with combiner mean.
+ROWS: list[Row] = [
+    [[(3, 1.0)], [(7, 0.5), (8, 2.0), (9, 1.0)], [(20, -1.7)], [(23, 0.5), (25, 0.5)]],
+    [[(4, 1.0)], [(8, 0.25)], [(20, 0.4)], [(24, 1.0)]],
+    [[(1, 1.0)], [], [(20, 0.0)], [(22, 0.5), (22, 0.5)]],
+]
+
+
+def lr(row: Row, of: Parameters) -> Terms:
+    return of["bias"], first_order(row, of), [0.0] * 6, 0.0
+
+
+def fm(row: Row, of: Parameters) -> Terms:
+    e = field_vectors(row, of)
+    return of["bias"], first_order(row, of), [dot(e[f], e[g]) for f, g in LAYOUT.pairs], 0.0
+
+
+def nfm(row: Row, of: Parameters) -> Terms:
+    z = [sum(product[k] for product in pair_products(row, of)) for k in range(K)]
+    for layer in ("mlp.0", "mlp.3"):
+        z = [max(0.0, value) for value in linear(of, layer, z)]
+    return of["bias"], first_order(row, of), [0.0] * 6, dot(z, column(of["h"]))
+
+
+def nfm_batch_norm(row: Row, of: Parameters) -> Terms:
+    z = [sum(product[k] for product in pair_products(row, of)) for k in range(K)]
+    z = batch_norm(of, "pooling.0", z)
+    z = batch_norm(of, "mlp.1", [dot(weights, z) for weights in of["mlp.0.weight"]])
+    return of["bias"], first_order(row, of), [0.0] * 6, dot([math.tanh(v) for v in z], column(of["h"]))
+
+
+def afm(row: Row, of: Parameters) -> Terms:
+    products = pair_products(row, of)
+    scores = []
+    for product in products:
+        score = 0.0
+        for a, b in enumerate(of["attention.b"]):
+            score += of["attention.h"][a][0] * max(0.0, dot([w[a] for w in of["attention.W"]], product) + b)
+        scores.append(score)
+    pairs = [a * dot(column(of["p"]), v) for a, v in zip(softmax(scores), products, strict=True)]
+    return of["bias"], first_order(row, of), pairs, 0.0
+
+
+def ifm(row: Row, of: Parameters) -> Terms:
+    e = field_vectors(row, of)
+    u = [max(0.0, value) for value in linear(of, "fen.mlp.0", [value for vector in e for value in vector])]
+    m = [4 * share for share in softmax([dot(u, [p[f] for p in of["fen.P"]]) for f in range(4)])]
+    fields = [m[f] * term for f, term in enumerate(first_order(row, of))]
+    return of["bias"], fields, [m[f] * m[g] * dot(e[f], e[g]) for f, g in LAYOUT.pairs], 0.0
+
+
+def first_order(row: Row, of: Parameters) -> Vector:
+    return [sum(x * of["weight"][i][0] for i, x in field) for field in row]
+
+
+def field_vectors(row: Row, of: Parameters) -> list[Vector]:
+    return [[sum(x * of["embedding"][i][k] for i, x in field) for k in range(K)] for field in row]
+
+
+def pair_products(row: Row, of: Parameters) -> list[Vector]:
+    e = field_vectors(row, of)
+    return [[a * b for a, b in zip(e[f], e[g], strict=True)] for f, g in LAYOUT.pairs]
+
+
+def dot(left: Vector, right: Vector) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
+def column(matrix: list[Vector]) -> Vector:
+    return [value for (value,) in matrix]
+
+
+def linear(of: Parameters, layer: str, z: Vector) -> Vector:
+    rows = zip(of[f"{layer}.weight"], of[f"{layer}.bias"], strict=True)
+    return [dot(weights, z) + bias for weights, bias in rows]
+
+
+def batch_norm(of: Parameters, layer: str, z: Vector) -> Vector:
+    names = ("running_mean", "running_var", "weight", "bias")
+    rows = zip(z, *(of[f"{layer}.{name}"] for name in names), strict=True)
+    return [(value - mean) / math.sqrt(var + 1e-5) * weight + bias for value, mean, var, weight, bias in rows]
+
+
+def softmax(scores: Vector) -> Vector:
+    powers = [math.exp(score) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "formula"),
+    [
+        ("lr", {}, lr),
+        ("fm", {"embedding_dim": K}, fm),
+        ("nfm", {"embedding_dim": K, "layers": (4, 3)}, nfm),
+        ("nfm", {"embedding_dim": K, "layers": (4,), "activation": "tanh", "batch_norm": True}, nfm_batch_norm),
+        ("afm", {"embedding_dim": K, "attention_dim": 4}, afm),
+        ("ifm", {"embedding_dim": K, "fen_layers": (6,)}, ifm),
+    ],
+)
+@torch.no_grad()
+def test_the_model_is_its_paper(key: str, options: dict[str, Any], formula: Any) -> None:
+    model = build(key, **options)
+    of = {name: value.tolist() for name, value in model.state_dict().items()}
+    ids_BS, values_BS = encoded()
+    logits, explained = model(ids_BS, values_BS).tolist(), model.explain(ids_BS, values_BS).terms
+    for number, row in enumerate(ROWS):
+        bias, fields, pairs, residual = formula(row, of)
+        assert logits[number] == pytest.approx(bias + sum(fields) + sum(pairs) + residual, abs=1e-12)
+        assert explained.bias.item() == pytest.approx(bias, abs=1e-12)
+        assert explained.field[number].tolist() == pytest.approx(fields, abs=1e-12)
+        assert explained.pair[number].tolist() == pytest.approx(pairs, abs=1e-12)
+        assert explained.residual[number].item() == pytest.approx(residual, abs=1e-12)
+
+
+@torch.no_grad()
+def test_nfm_without_layers_is_fm() -> None:
+    fm_model, nfm_model = build("fm"), build("nfm", layers=())
+    nfm_model.load_state_dict(fm_model.state_dict())
+    torch.testing.assert_close(nfm_model(*encoded()), fm_model(*encoded()))
+    nfm_terms, fm_terms = (model.explain(*encoded()).terms for model in (nfm_model, fm_model))
+    torch.testing.assert_close(nfm_terms.pair, fm_terms.pair)
+    assert nfm_model.exact
+
+
+@torch.no_grad()
+def test_afm_with_equal_attention_is_fm_over_the_number_of_pairs() -> None:
+    fm_model, afm_model = build("fm"), build("afm")
+    afm_model.load_state_dict(fm_model.state_dict(), strict=False)
+    nn.init.zeros_(afm_model.attention.h)
+    nn.init.constant_(afm_model.p, 3.0)
+    afm_terms, fm_terms = (model.explain(*encoded()).terms for model in (afm_model, fm_model))
+    torch.testing.assert_close(afm_terms.pair, fm_terms.pair * 3 / 6)
+
+
+@torch.no_grad()
+def test_ifm_with_all_factors_one_is_fm() -> None:
+    fm_model, ifm_model = build("fm"), build("ifm")
+    ifm_model.load_state_dict(fm_model.state_dict(), strict=False)
+    nn.init.zeros_(ifm_model.fen.P)
+    torch.testing.assert_close(ifm_model(*encoded()), fm_model(*encoded()))
+
+
+@torch.no_grad()
+def test_untrained_afm_is_nearly_fm() -> None:
+    fm_model = build("fm")
+    afm_model = MODELS["afm"](LAYOUT, MODELS["afm"].Config(embedding_dim=K)).double().eval()
+    nn.init.normal_(fm_model.embedding, std=0.01)
+    afm_model.load_state_dict(fm_model.state_dict(), strict=False)
+    pairs_BP = fm_model.explain(*encoded()).terms.pair
+    difference_B = (afm_model(*encoded()) - fm_model(*encoded())).abs()
+    assert torch.all(difference_B < 0.01 * pairs_BP.abs().sum(1))
+
+
+def build(key: str, **options: Any) -> Model:
+    torch.manual_seed(11)
+    if key != "lr":
+        options = {"embedding_dim": K, **options}
+    model = MODELS[key](LAYOUT, MODELS[key].Config(**options)).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+def encoded() -> tuple[torch.Tensor, torch.Tensor]:
+    """ROWS in slots: the features of a field from its left, then padding."""
+    padded = [
+        [slot for field, width in zip(row, LAYOUT.widths, strict=True) for slot in pad(field, width)] for row in ROWS
+    ]
+    ids_BS = torch.tensor([[i for i, _ in row] for row in padded])
+    return ids_BS, torch.tensor([[x for _, x in row] for row in padded], dtype=torch.float64)
+
+
+def pad(field: list[tuple[int, float]], width: int) -> list[tuple[int, float]]:
+    return field + [(0, 0.0)] * (width - len(field))
