@@ -145,8 +145,11 @@ def _encode_column(encoder: _FieldEncoder, column: Column, into: EncodedRows) ->
     width = into.ids.shape[1]
     count = len(column.values) + 1  # the last one is null, which code -1 picks
     distinct = EncodedRows(np.zeros((count, width), np.int64), np.zeros((count, width), np.float32))
+    used = np.zeros(count, np.bool_)  # a value no row holds must not be refused: a dictionary outlives its rows
+    used[column.codes] = True
+    values = [value if held else None for value, held in zip([*column.values, None], used.tolist(), strict=True)]
     try:
-        encoder.encode([*column.values, None], distinct)
+        encoder.encode(values, distinct)
     except InputError as error:
         raise error.at(instance=int(np.argmax(column.codes == error.instance))) from None
     into.ids[:], into.values[:] = distinct.ids[column.codes], distinct.values[column.codes]
@@ -304,7 +307,8 @@ class _NumericEncoder:
     def _scaled(self, number: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._transform == "log1p":
             return np.sign(number) * np.log1p(np.abs(number))
-        return np.clip((number - self._mean) / self._scale, -LARGEST_SCALED, LARGEST_SCALED)
+        with np.errstate(over="ignore"):  # beyond float64 is clipped like everything else that is too large
+            return np.clip((number - self._mean) / self._scale, -LARGEST_SCALED, LARGEST_SCALED)
 
 
 def numbers(column: Sequence[Any]) -> NDArray[np.float64]:

@@ -72,7 +72,10 @@ class InputError(BundleError):
     @property
     def quoted(self) -> str:
         """The refused value as the command line shows it: repr, at most 80 characters."""
-        text = repr(self.value)
+        try:
+            text = repr(self.value)
+        except ValueError:  # an integer of thousands of digits has no repr
+            return self.received
         return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -5,6 +5,7 @@ logit = bias + Σ fields + Σ pairs + remaining + residual, up to `completeness_
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,8 @@ class _Names:
 
 def _values(schema: FeatureSchema, f: int, row: Row, slot: NDArray[np.float64]) -> tuple[ValueTerm, ...]:
     raw = row.get(schema.names[f])
-    values = [canonical(value) for value in raw] if isinstance(raw, list | tuple | dict | np.ndarray) else []
+    given = raw if isinstance(raw, list | tuple | dict | np.ndarray) else ()
+    values = [canonical(value) for value in islice(given, schema.widths[f])]
     contributions = slot[schema.slots[f]].tolist()
     return tuple(
         ValueTerm(value, contribution) for value, contribution in zip(values or [None], contributions, strict=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bundle import vocabulary
 from bundle.encoder import Encoder
-from bundle.errors import BundleInvalid, SchemaError
+from bundle.errors import BundleError, BundleInvalid
 from bundle.manifest import File, Manifest
 from bundle.schema import FeatureSchema
 from bundle.vocabulary import Vocabulary
@@ -37,10 +38,7 @@ class Bundle:
     digest: str
     schema: FeatureSchema
     vocabularies: dict[str, Vocabulary]
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        return Encoder(self.schema, self.vocabularies)
+    encoder: Encoder
 
     @cached_property
     def golden_rows(self) -> list[dict[str, Any]]:
@@ -50,7 +48,7 @@ class Bundle:
     @cached_property
     def golden_answers(self) -> dict[str, NDArray[np.float32]]:
         """onnxruntime's own answers for the golden rows, on the CPU: `logit` and every output of the explain graph."""
-        with np.load(self.path / GOLDEN_ANSWERS, allow_pickle=False) as arrays:
+        with (self.path / GOLDEN_ANSWERS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
 
     @cached_property
@@ -86,8 +84,9 @@ def publish(staged: Path, describe: Describe) -> Path:
     """
     parent = staged.parent
     files = {file.name: _describe_file(file) for file in sorted(staged.iterdir())}
+    version = max(versions(parent.parent, parent.name), default=0)
     while True:
-        version = max(versions(parent.parent, parent.name), default=0) + 1
+        version += 1
         write_synced(staged / MANIFEST, describe(version, files).model_dump_json(indent=2).encode())
         for file in staged.iterdir():
             sync(file)
@@ -95,7 +94,7 @@ def publish(staged: Path, describe: Describe) -> Path:
         try:
             os.rename(staged, parent / str(version))
         except OSError:
-            if (parent / str(version)).exists():  # another writer took this number: take the next
+            if (parent / str(version)).exists():  # another writer, or a foreign file, took this number: take the next
                 continue
             raise
         sync(parent)
@@ -111,26 +110,32 @@ def open_verified(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise BundleInvalid(path, f"there is no {MANIFEST} in it")
     raw = (path / MANIFEST).read_bytes()
-    try:
+    with _blaming(path, MANIFEST):
         manifest = Manifest.model_validate_json(raw)
-        _verify_files(path, manifest)
+    _verify_files(path, manifest)
+    with _blaming(path, SCHEMA):
         schema = FeatureSchema.model_validate_json((path / SCHEMA).read_bytes())
+    with _blaming(path, VOCABULARY):
         loaded = vocabulary.load(path / VOCABULARY)
-        bundle = Bundle(
-            path=path,
-            manifest=manifest,
-            digest=hashlib.sha256(raw).hexdigest(),
-            schema=schema,
-            vocabularies={schema.names[position]: values for position, values in loaded.items()},
-        )
-        _verify_golden(bundle)
+        vocabularies = {schema.names[position]: values for position, values in loaded.items()}
+        encoder = Encoder(schema, vocabularies)
+    digest = hashlib.sha256(raw).hexdigest()
+    bundle = Bundle(path, manifest, digest, schema, vocabularies, encoder)
+    _verify_golden(bundle)
+    return bundle
+
+
+@contextmanager
+def _blaming(path: Path, name: str) -> Iterator[None]:
+    """Turns what reading the file `name` raises into BundleInvalid."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "top level"
-        raise BundleInvalid(path, f"{error.title} at {where}: {first['msg']}") from None
-    except (SchemaError, IndexError, KeyError, ValueError) as error:
-        raise BundleInvalid(path, str(error)) from error
-    return bundle
+        raise BundleInvalid(path, f"{name} at {where}: {first['msg']}") from None
+    except (BundleError, BadZipFile, EOFError, LookupError, TypeError, ValueError) as error:
+        raise BundleInvalid(path, f"{name}: {error}") from error
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
@@ -141,20 +146,25 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     needed = {SCHEMA, VOCABULARY, GOLDEN_ROWS, GOLDEN_ANSWERS, REPORT} | {g.file for g in manifest.graphs.values()}
     if needed - expected:
         raise BundleInvalid(path, f"{min(needed - expected)} is not in the manifest")
-    for name, promised in manifest.files.items():
+    for name in sorted(expected):
         file = path / name
         if file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
             raise BundleInvalid(path, f"{name} is not a regular file of its own (a link, a folder or a device)")
-        if (length := file.stat().st_size) != promised.length:
+    for name, promised in manifest.files.items():
+        if (length := (path / name).stat().st_size) != promised.length:
             raise BundleInvalid(path, f"{name} has {length} bytes, the manifest says {promised.length}")
-        if _describe_file(file).sha256 != promised.sha256:
+        if _describe_file(path / name).sha256 != promised.sha256:
             raise BundleInvalid(path, f"the sha256 of {name} is not the manifest's")
 
 
 def _verify_golden(bundle: Bundle) -> None:
-    rows, answers = bundle.golden_rows, bundle.golden_answers
+    with _blaming(bundle.path, GOLDEN_ROWS):
+        rows = bundle.golden_rows
+        bundle.encoder.rows(rows)
+    with _blaming(bundle.path, GOLDEN_ANSWERS):
+        answers = bundle.golden_answers
     expected = {"logit", *bundle.manifest.graphs["explain"].outputs}
-    if set(answers) != expected or not rows or len(answers["logit"]) != len(rows):
+    if set(answers) != expected or not rows or answers["logit"].shape != (len(rows),):
         raise BundleInvalid(bundle.path, f"{GOLDEN_ANSWERS} does not answer the rows of {GOLDEN_ROWS}")
 
 

@@ -57,6 +57,6 @@ def save(path: Path, vocabularies: Mapping[int, Vocabulary]) -> None:
 
 def load(path: Path) -> dict[int, Vocabulary]:
     """Read what `save` wrote; object arrays are refused by numpy."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         positions = sorted({int(name.split(".")[0]) for name in arrays.files})
         return {p: Vocabulary(arrays[f"{p}.blob"], arrays[f"{p}.offsets"]) for p in positions}

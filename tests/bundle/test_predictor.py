@@ -1,0 +1,137 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import bundle
+from bundle import BundleInvalid, InputError, Predictor
+from bundle.encoder import Row
+from bundle.explanation import RowExplanation
+
+MODELS = ["lr", "fm", "nfm", "afm", "ifm"]
+ROWS: list[Row] = [
+    {"user": "u1", "app": "a1", "tags": ["fun", "été"], "age": 31},
+    {"user": "nobody", "app": 3, "tags": {"new": 0.5, "unseen": -2}, "age": 250},
+    {"app": "a2", "tags": []},
+    {},
+]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(bundles: Path, request: pytest.FixtureRequest) -> Predictor:
+    return bundle.open(bundles / f"tiny-{request.param}" / "1")
+
+
+def total(row: RowExplanation) -> float:
+    fields, pairs = sum(term.contribution for term in row.fields), sum(term.contribution for term in row.pairs)
+    return row.bias + fields + pairs + row.remaining_contribution + row.residual
+
+
+def size_of_terms(row: RowExplanation) -> float:
+    fields, pairs = (sum(abs(term.contribution) for term in terms) for terms in (row.fields, row.pairs))
+    return fields + pairs + abs(row.residual)
+
+
+@pytest.mark.parametrize("top_k", [0, 2, 100])
+def test_terms_add_up_to_the_logit_and_the_logit_to_the_prediction(model: Predictor, top_k: int) -> None:
+    rows, whole = model.explain(ROWS, top_k=top_k), model.explain(ROWS, top_k=100)
+    assert [row.logit for row in rows] == model.logits(model.encoder.rows(ROWS)).tolist()
+    assert [row.prediction for row in rows] == model.predict(ROWS).tolist()
+    for row, scale in zip(rows, map(size_of_terms, whole), strict=True):
+        assert row.prediction == pytest.approx(1 / (1 + np.exp(-row.logit)), abs=1e-12)
+        assert abs(total(row) - row.logit) <= 1e-6 * (1 + scale)
+        assert row.completeness_error == pytest.approx(abs(total(row) - row.logit), abs=1e-12)
+    assert all(row.exact for row in rows) == (not any(row.residual for row in rows)) == (model.manifest.key != "nfm")
+
+
+def test_every_field_is_there_in_schema_order_with_its_sizes(model: Predictor) -> None:
+    axes = {"afm": ("pair", "attention"), "ifm": ("field", "factor")}
+    axis, name = axes.get(model.manifest.key, (None, None))
+    for row in model.explain(ROWS):
+        assert [term.field for term in row.fields] == ["user", "app", "tags", "age"]
+        assert all(set(term.sizes) == ({name} if axis == "field" else set()) for term in row.fields)
+        assert all(set(term.sizes) == ({name} if axis == "pair" else set()) for term in row.pairs)
+    assert [[t.field for t in row.fields if not t.known] for row in model.explain(ROWS)] == [
+        [],
+        ["user", "app", "tags"],
+        [],
+        [],
+    ]
+
+
+def test_values_of_a_multi_valued_field_add_up_to_the_field(model: Predictor) -> None:
+    values = []
+    for row in model.explain(ROWS):
+        tags = row.fields[2]
+        assert tags.values is not None
+        assert sum(value.contribution for value in tags.values) == pytest.approx(tags.contribution, abs=1e-6)
+        assert [term.values for term in row.fields if term is not tags] == [None] * 3
+        values.append([value.value for value in tags.values])
+    assert values == [["fun", "été"], ["new", "unseen"], [None], [None]]
+
+
+def test_the_strongest_pairs_are_named_and_the_others_summed(bundles: Path) -> None:
+    model = bundle.open(bundles / "tiny-fm" / "1")
+    for all_, few in zip(model.explain(ROWS, top_k=6), model.explain(ROWS, top_k=2), strict=True):
+        strengths = [abs(pair.contribution) for pair in all_.pairs]
+        assert strengths == sorted(strengths, reverse=True)
+        assert few.pairs == all_.pairs[:2]
+        assert (few.remaining_count, all_.remaining_count) == (4, 6 - len(all_.pairs))
+        rest = sum(pair.contribution for pair in all_.pairs[2:])
+        assert few.remaining_contribution == pytest.approx(rest, abs=1e-9)
+    assert {pair.fields for pair in model.explain(ROWS[:1], top_k=6)[0].pairs} == {
+        ("user", "app"),
+        ("user", "tags"),
+        ("user", "age"),
+        ("app", "tags"),
+        ("app", "age"),
+        ("tags", "age"),
+    }
+
+
+def test_a_row_alone_gets_the_answer_it_gets_among_many(model: Predictor) -> None:
+    rows = (model.bundle.golden_rows + ROWS) * 3
+    together = model.explain(rows, top_k=100)
+    for row, among_many in zip(rows, together, strict=True):
+        (alone,) = model.explain([row])
+        assert abs(alone.logit - among_many.logit) <= 1e-6 * (1 + size_of_terms(among_many))
+
+
+def test_what_truncation_leaves_out_is_not_looked_at(tiny: Path, reseal: Callable[[], Path]) -> None:
+    schema = json.loads((tiny / "schema.json").read_bytes())
+    schema["fields"][2]["kind"]["truncate"] = True
+    (tiny / "schema.json").write_text(json.dumps(schema))
+    (row,) = bundle.open(reseal()).explain([{"tags": ["fun", "new", "old", 0.5]}])
+    assert [value.value for value in row.fields[2].values or ()] == ["fun", "new", "old"]
+
+
+def test_a_refused_row_is_named(bundles: Path) -> None:
+    model = bundle.open(str(bundles / "tiny-fm" / "1"))
+    for answer in (model.predict, model.explain):
+        with pytest.raises(InputError, match="field 'age', row 1: expected a finite number or null, received a string"):
+            answer([{}, {"age": "31"}])
+
+
+def test_no_rows(model: Predictor) -> None:
+    assert model.predict([]).shape == (0,)
+    assert model.explain([]) == []
+
+
+def test_replay_refuses_weights_that_were_changed_and_signed_again(tiny: Path, reseal: Callable[[], Path]) -> None:
+    weights = np.fromfile(tiny / "weights.bin", np.float32)
+    (weights * np.float32(1.01)).tofile(tiny / "weights.bin")
+    with pytest.raises(BundleInvalid, match="replaying the golden rows gave another logit"):
+        bundle.open(reseal())
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("ids-only-fm", ["ids"]), ("tiny-fm", ["ids", "values"])])
+def test_graphs_take_values_only_where_a_field_needs_them(bundles: Path, name: str, inputs: list[str]) -> None:
+    model = bundle.open(bundles / name / "1")
+    assert model.schema.needs_values == ("values" in inputs)
+    for graph in model.manifest.graphs.values():
+        loaded = onnx.load(model.bundle.path / graph.file, load_external_data=False)
+        assert [each.name for each in loaded.graph.input] == list(graph.inputs) == inputs
+    assert np.all(np.isfinite(model.predict([{"user": "u1", "app": "a1"}, {}])))

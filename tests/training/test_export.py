@@ -1,0 +1,238 @@
+import copy
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+import bundle
+from bundle import Predictor, store
+from models import MODELS, Explanation, Model
+from models.fm import FM
+from training.dataset import digest
+from training.errors import ExportRefused
+from training.graphs import SHARED_BYTES
+from training.pipeline import Options, run
+from training.recipe import check
+
+Opened = dict[str, Predictor]
+FIELDS = {"user": {"kind": "categorical"}, "app": {"kind": "categorical", "source": "item"}}
+
+
+@pytest.fixture(scope="module")
+def opened(bundles: Path) -> Opened:
+    return {path.name: bundle.open(path / "1") for path in sorted(bundles.iterdir())}
+
+
+def export(folder: Path, key: str = "fm", *, validation: dict[str, Any] | None = None, **sections: Any) -> Path:
+    """Train one epoch on a few rows; where the bundle was written."""
+    rows = {"label": [-1, 1, 1, -1] * 10, "user": list(range(40)), "app": list("abcd") * 10}
+    pq.write_table(pa.table(rows), folder / "train.parquet")
+    pq.write_table(pa.table(validation or rows), folder / "validation.parquet")
+    document = {
+        "name": "exported",
+        "task": "binary",
+        "data": {
+            "train": str(folder / "train.parquet"),
+            "validation": str(folder / "validation.parquet"),
+            "label": "label",
+        },
+        "fields": FIELDS,
+        "model": {"key": key},
+        "fit": {"epochs": 1, "batch_size": 8, "seed": 5},
+        **sections,
+    }
+    options = Options(artifacts=folder / "artifacts", checkpoints=folder / "checkpoints", device="cpu")
+    return run(check(document, origin="of the test"), options)
+
+
+class Shifted(FM):
+    """Exports a model whose logits are slightly off."""
+
+    def inference(self) -> Model:
+        other = copy.deepcopy(self)
+        other.bias.data += 1e-3
+        return other
+
+
+class Misexplained(FM):
+    """Exports an explain graph that answers other pairs than the score graph."""
+
+    def inference(self) -> Model:
+        other = copy.deepcopy(self)
+        other.__class__ = _PairsDoubled
+        return other
+
+
+class _PairsDoubled(FM):
+    def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
+        terms, sizes, slot = super().explain(ids_BS, values_BS)
+        return Explanation(terms._replace(pair=terms.pair * 2 + 1e-3), sizes, slot)
+
+
+class Infinite(FM):
+    """Exports a model whose answers are no numbers."""
+
+    def inference(self) -> Model:
+        other = copy.deepcopy(self)
+        other.bias.data.fill_(torch.nan)
+        return other
+
+
+@pytest.mark.parametrize(("model", "output"), [(Shifted, "logit"), (Misexplained, "pair"), (Infinite, "logit")])
+def test_graphs_that_answer_otherwise_than_torch_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[Model], output: str
+) -> None:
+    monkeypatch.setitem(MODELS, "wrong", model)
+    with pytest.raises(
+        ExportRefused, match=rf"onnxruntime and torch differ in {output}, row \d+, .* nothing was written"
+    ):
+        export(tmp_path, "wrong")
+    assert list((tmp_path / "artifacts").glob("*/*")) == []
+    assert list((tmp_path / "checkpoints").glob("exported/epoch-*")), "the training is not lost"
+
+
+def test_versions_grow_and_none_is_overwritten(tmp_path: Path) -> None:
+    first = export(tmp_path)
+    before = (first / "manifest.json").read_bytes()
+    second = export(tmp_path)
+    assert [path.relative_to(tmp_path) for path in (first, second)] == [
+        Path("artifacts/exported/1"),
+        Path("artifacts/exported/2"),
+    ]
+    assert (first / "manifest.json").read_bytes() == before
+    assert store.versions(tmp_path / "artifacts", "exported") == [1, 2]
+
+
+def external(path: Path) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Shape → (offset, length) of every tensor that the graph reads from the weights file."""
+    found = {}
+    for tensor in initializers(path):
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where:
+            assert where["location"] == store.WEIGHTS
+            found[tuple(tensor.dims)] = (int(where["offset"]), int(where["length"]))
+    return found
+
+
+def initializers(path: Path) -> Iterator[onnx.TensorProto]:
+    yield from onnx.load(path, load_external_data=False).graph.initializer
+
+
+@pytest.mark.parametrize("name", ["ids-only-fm", "tiny-afm", "tiny-fm", "tiny-ifm", "tiny-nfm"])
+def test_both_graphs_map_the_same_weights(opened: Opened, name: str) -> None:
+    model = opened[name]
+    table = (model.schema.size, 8)
+    score, explain = (external(model.bundle.path / model.manifest.graphs[g].file) for g in ("score", "explain"))
+    assert score[table] == explain[table]
+    length = (model.bundle.path / store.WEIGHTS).stat().st_size
+    stored = set(score.values()) | set(explain.values())
+    assert sum(size for _, size in stored) <= length < sum(size for _, size in stored) + 4096 * len(stored)
+
+
+def test_graphs_keep_only_small_constants(opened: Opened) -> None:
+    for model in opened.values():
+        for graph in model.manifest.graphs.values():
+            inside = [t for t in initializers(model.bundle.path / graph.file) if not t.external_data]
+            assert all(len(tensor.raw_data) < SHARED_BYTES for tensor in inside)
+
+
+def test_the_manifest_says_what_the_bundle_is(opened: Opened, log: Path) -> None:
+    manifest = opened["tiny-afm"].manifest
+    assert (manifest.name, manifest.version, manifest.key, manifest.task) == ("tiny-afm", 1, "afm", "binary")
+    assert (manifest.link, manifest.format_version, manifest.exact) == ("sigmoid", 1, True)
+    assert (manifest.label.column, manifest.label.low, manifest.label.high) == ("clicked", 0.0, 1.0)
+    assert manifest.hyper_parameters["attention_dim"] == 4
+    assert isinstance(manifest.hyper_parameters["fit"], dict)
+    assert manifest.hyper_parameters["fit"]["batch_size"] == 64
+    assert manifest.split.context == ("user", "age")
+    assert manifest.split.candidate == ("app", "tags")
+    assert (manifest.provenance.seed, manifest.provenance.data_sha256) == (2017, digest(log, log))
+    assert manifest.provenance.packages["torch"] == metadata.version("torch")
+    assert {"factorlens", "onnx", "numpy", "onnxruntime"} <= manifest.provenance.packages.keys()
+    assert set(manifest.files) == {
+        "score.onnx", "explain.onnx", "weights.bin", "schema.json", "vocabulary.npz", "golden.json", "golden.npz",
+        "report.json",
+    }  # fmt: skip
+
+
+def test_sizes_exactness_and_inputs_are_the_models_own(opened: Opened) -> None:
+    sizes = {name: {size.name: size.axis for size in model.manifest.sizes} for name, model in opened.items()}
+    assert {name: found for name, found in sizes.items() if found} == {
+        "tiny-afm": {"attention": "pair"},
+        "tiny-ifm": {"factor": "field"},
+    }
+    assert [name for name, model in opened.items() if not model.manifest.exact] == ["tiny-nfm"]
+    for name, model in opened.items():
+        inputs = ("ids",) if name == "ids-only-fm" else ("ids", "values")
+        assert {graph.inputs for graph in model.manifest.graphs.values()} == {inputs}
+
+
+@pytest.mark.parametrize(("clip", "link"), [(True, "clip(-1.0, 1.0)"), (False, "identity")])
+def test_the_link_of_a_regression(tmp_path: Path, clip: bool, link: str) -> None:
+    manifest = bundle.open(export(tmp_path, task="regression", clip=clip)).manifest
+    assert (manifest.link, manifest.label.low, manifest.label.high) == (link, -1.0, 1.0)
+
+
+def test_the_report_tells_how_it_went(opened: Opened, log: Path) -> None:
+    for name, model in opened.items():
+        report, schema = model.bundle.report, model.schema
+        assert report["metrics"].keys() == {"auc", "log_loss", "calibration_error"}
+        assert [epoch["epoch"] for epoch in report["curve"]] == [1, 2]
+        best = report["curve"][report["best_epoch"] - 1]
+        assert best["log_loss"] == pytest.approx(report["metrics"]["log_loss"], abs=1e-5)
+        assert report["rows"]["train"] + report["rows"]["validation"] == 400
+        assert (report["data_sha256"], report["packages"]) == (digest(log, log), model.manifest.provenance.packages)
+        mean = report["mean_absolute_contribution"]
+        assert tuple(mean["fields"]) == schema.names
+        assert [tuple(pair["fields"]) for pair in mean["pairs"]] == [
+            (schema.names[f], schema.names[g]) for f, g in schema.pairs
+        ]
+        has_pairs = name not in ("tiny-lr", "tiny-nfm")
+        assert all((pair["contribution"] > 0) == has_pairs for pair in mean["pairs"])
+
+
+def test_importance_is_the_mean_over_the_validation_rows(tmp_path: Path) -> None:
+    validation = {"label": [1, -1, 1], "user": [1, 2, 99], "app": ["a", "b", "c"]}
+    model = bundle.open(export(tmp_path, validation=validation))
+    rows = [{"user": str(user), "app": app} for user, app in zip(validation["user"], validation["app"], strict=True)]
+    explained = model.explain(rows)
+    mean = model.bundle.report["mean_absolute_contribution"]
+    by_hand = np.mean([[abs(field.contribution) for field in one.fields] for one in explained], axis=0)
+    assert list(mean["fields"].values()) == pytest.approx(by_hand.tolist(), rel=1e-5)
+    pairs = np.mean([abs(one.pairs[0].contribution) for one in explained])
+    assert mean["pairs"][0]["contribution"] == pytest.approx(float(pairs), rel=1e-5)
+
+
+def test_an_auc_that_is_none_is_null_in_the_report(tmp_path: Path) -> None:
+    path = export(tmp_path, validation={"label": [1, 1], "user": [1, 2], "app": ["a", "b"]})
+    report = json.loads((path / "report.json").read_text())
+    assert report["metrics"]["auc"] is report["curve"][0]["auc"] is None
+    assert report["metrics"]["log_loss"] > 0
+
+
+def test_golden_rows_are_no_rows_of_the_log(opened: Opened, log: Path) -> None:
+    lines = set(log.read_text().splitlines())
+    for name, model in opened.items():
+        if name == "ids-only-fm":
+            continue
+        for row in model.bundle.golden_rows:
+            tags, age = "|".join(row.get("tags", [])), row.get("age", "")
+            cells = [row.get("user", ""), row.get("app", ""), tags, f"{age:g}" if age != "" else ""]
+            assert not {f"{label},{','.join(cells)}" for label in (0, 1)} & lines
+
+
+def test_golden_answers_are_those_of_any_batch(opened: Opened) -> None:
+    for model in opened.values():
+        rows, golden = model.bundle.golden_rows, model.bundle.golden_answers["logit"]
+        alone = [float(model.logits(model.encoder.rows([row]))[0]) for row in rows]
+        np.testing.assert_allclose(alone, golden, atol=1e-6)
+        assert len(np.unique(golden)) > 1

@@ -1,0 +1,178 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bundle import FeatureSchema
+from training import checkpoint
+from training.errors import DataError, RecipeError, TrainingError
+from training.fit import Run, build_model, choose_device, fit, make_optimizer, predict_logits
+from training.metrics import binary_metrics
+
+CPU = torch.device("cpu")
+Prepare = Callable[..., Run]
+Liking = Callable[..., dict[str, np.ndarray]]
+
+
+def logits(run: Run) -> np.ndarray:
+    return predict_logits(fit(run, resume=False).model, run.validation, CPU)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_it_learns(prepare: Prepare, task: str, optimizer: str) -> None:
+    fitted = fit(prepare(task=task, optimizer=optimizer, epochs=10, patience=10), resume=False)
+    first, best = fitted.curve[0], fitted.curve[fitted.best_epoch - 1]
+    assert best["loss"] < 0.7 * first["loss"]
+    assert best["auc"] > 0.8 if task == "binary" else best["rmse"] < 0.42
+    assert not fitted.model.training
+
+
+def test_the_curve_holds_every_epoch_with_metrics_of_the_whole_set(prepare: Prepare) -> None:
+    run = prepare(patience=3)
+    fitted = fit(run, resume=False)
+    assert [entry["epoch"] for entry in fitted.curve] == [1, 2, 3]
+    assert {"loss", "auc", "log_loss", "calibration_error", "rows_per_second"} <= fitted.curve[0].keys()
+    best = binary_metrics(run.validation.labels.astype(np.float64), predict_logits(fitted.model, run.validation, CPU))
+    assert {name: fitted.curve[fitted.best_epoch - 1][name] for name in best} == best
+
+
+def test_the_same_seed_gives_the_same_weights(prepare: Prepare) -> None:
+    model = {"dropout": 0.3}
+    first, second, other = (logits(prepare(model=model, unknown_share=0.1, seed=seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.allclose(first, other)
+
+
+def test_early_stopping_keeps_the_best_epoch(prepare: Prepare, liking: Liking) -> None:
+    """Labels of chance: what is learnt of them only hurts."""
+    noise = liking() | {"label": np.random.default_rng(9).integers(0, 2, 400)}
+    run = prepare(noise, epochs=50, patience=3, learning_rate=0.1)
+    fitted = fit(run, resume=False)
+    losses = [entry["log_loss"] for entry in fitted.curve]
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1
+    assert len(losses) == fitted.best_epoch + 3 < 50
+    labels = run.validation.labels.astype(np.float64)
+    assert binary_metrics(labels, predict_logits(fitted.model, run.validation, CPU))["log_loss"] == min(losses)
+
+
+def test_adagrad_starts_its_accumulator_at_1e_8(prepare: Prepare) -> None:
+    """By hand, after one batch: the bias moves by rate · g / √(1e-8 + g²)."""
+    run = prepare(optimizer="adagrad", epochs=1, batch_size=400, learning_rate=0.01)
+    run = replace(run, train=replace(run.train, labels=_nearly_balanced(len(run.train))))
+    bias = fit(run, resume=False).model.bias.item()
+    gradient = 0.5 - float(run.train.labels.mean())
+    assert abs(gradient) == pytest.approx(0.0025, rel=1e-3)
+    assert bias == pytest.approx(-0.01 * gradient / (1e-8 + gradient**2) ** 0.5, rel=1e-3)
+    saved = checkpoint.load(run.checkpoints)
+    assert saved is not None
+    unseen = [tensor[0] for name, tensor in saved.optimizer.items() if name.endswith(".sum") and tensor.dim() == 2]
+    assert unseen, "row 0 is padding: no gradient reaches it, so its accumulator is the initial one"
+    assert all(torch.all(row == torch.tensor(1e-8)) for row in unseen)
+
+
+def _nearly_balanced(rows: int) -> np.ndarray:
+    return (np.arange(rows) <= rows // 2).astype(np.float32)
+
+
+def test_l2_takes_parameters_by_name_or_prefix(prepare: Prepare) -> None:
+    run = prepare(model={"key": "afm"}, l2={"attention.W": 0.5, "embedding": 0.25})
+    assert penalties(run) == {"attention.W": 0.5, "embedding": 0.25}
+
+
+def test_the_longest_prefix_wins(prepare: Prepare) -> None:
+    run = prepare(model={"key": "afm"}, l2={"attention": 0.1, "attention.W": 0.5})
+    assert penalties(run) == {"attention.W": 0.5, "attention.b": 0.1, "attention.h": 0.1}
+
+
+def penalties(run: Run) -> dict[str, float]:
+    """λ of every parameter that has one."""
+    model = build_model(run.recipe, run.schema)
+    groups = make_optimizer(model, run.recipe.fit).param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    return {name: decay[id(parameter)] for name, parameter in model.named_parameters() if decay[id(parameter)]}
+
+
+@pytest.mark.parametrize("name", ["embeding", "attention", "embed"])
+def test_l2_of_an_unknown_parameter_is_refused(prepare: Prepare, name: str) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"fit.l2: no parameter is called '{name}' \(known: bias, weight, embedding\)"
+    ):
+        fit(prepare(l2={name: 0.1}), resume=False)
+
+
+def test_l2_shrinks_what_it_names_and_nothing_else(prepare: Prepare) -> None:
+    free, penalised = (fit(prepare(l2=l2, epochs=1), resume=False).model for l2 in ({}, {"weight": 1.0}))
+    assert penalised.weight.abs().sum() < 0.5 * free.weight.abs().sum()
+    assert penalised.get_parameter("embedding").abs().sum() > 0.9 * free.get_parameter("embedding").abs().sum()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_weight_zero_is_leaving_the_row_out(prepare: Prepare, liking: Liking, optimizer: str) -> None:
+    """The loss divides by all rows of the batch, so the other half weighs 2 to keep its mean."""
+    plain = liking(200)
+    wrong = plain | {"label": 1 - plain["label"]}
+    doubled = {name: np.concatenate([plain[name], wrong[name]]) for name in plain}
+    settings = {"optimizer": optimizer, "batch_size": 1000, "epochs": 5, "patience": 5}
+    ignored = doubled | {"weight": np.repeat([2.0, 0.0], 200)}
+    np.testing.assert_allclose(logits(prepare(ignored, **settings)), logits(prepare(plain, **settings)), atol=1e-3)
+    counted = doubled | {"weight": np.repeat([1.0, 1.0], 200)}
+    assert np.abs(logits(prepare(counted, **settings)) - logits(prepare(plain, **settings))).max() > 0.1
+
+
+def test_a_weight_pulls_towards_its_rows(prepare: Prepare, liking: Liking) -> None:
+    table = liking()
+    liked = np.where(table["label"] == 1, 5.0, 1.0)
+    assert logits(prepare(table | {"weight": liked})).mean() > logits(prepare(table)).mean() + 0.5
+
+
+def test_a_last_batch_of_one_row_does_not_break_batch_norm(prepare: Prepare, liking: Liking) -> None:
+    run = prepare(liking(65), model={"key": "nfm", "batch_norm": True}, epochs=1)
+    assert np.isfinite(fit(run, resume=False).curve[0]["loss"])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_is_refused(prepare: Prepare, liking: Liking, label: int) -> None:
+    with pytest.raises(DataError, match=rf"every training label is {label}: there is nothing to learn"):
+        fit(prepare(liking() | {"label": np.full(400, label)}), resume=False)
+
+
+def test_one_row_is_refused(prepare: Prepare, liking: Liking) -> None:
+    with pytest.raises(DataError, match="training needs at least 2 rows"):
+        fit(prepare(liking(1)), resume=False)
+
+
+def test_auc_of_a_validation_set_of_one_class_cannot_be_monitored(prepare: Prepare) -> None:
+    run = prepare(monitor="auc")
+    run = replace(run, validation=replace(run.validation, labels=np.ones(400, np.float32)))
+    with pytest.raises(DataError, match=r"every validation label is 1: .* = auc needs both"):
+        fit(run, resume=False)
+
+
+def test_constant_fields_train(prepare: Prepare, liking: Liking) -> None:
+    assert np.isfinite(logits(prepare(liking() | {"hour": np.zeros(400, int)}))).all()
+
+
+def test_a_diverged_fit_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(TrainingError, match=r"no epoch gave a finite rmse: lower fit\.learning_rate"):
+        fit(prepare(task="regression", learning_rate=1e30, epochs=2), resume=False)
+
+
+def test_a_model_of_pairs_refuses_one_field(prepare: Prepare) -> None:
+    run = prepare()
+    one_field = FeatureSchema(fields=run.schema.fields[:1])
+    with pytest.raises(RecipeError, match=r"model 'fm': .*needs at least 2, got 1"):
+        build_model(run.recipe, one_field)
+
+
+def test_the_device_is_what_was_asked_for() -> None:
+    assert choose_device("cpu") == CPU
+    if torch.cuda.is_available():
+        assert choose_device("cuda") == choose_device("auto") == torch.device("cuda")
+    else:
+        assert choose_device("auto") == CPU
+        with pytest.raises(TrainingError, match="--device cuda: torch sees no GPU here"):
+            choose_device("cuda")

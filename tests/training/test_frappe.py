@@ -1,0 +1,52 @@
+"""One epoch on the real log: that recipe, data and bundle fit together. The numbers are in docs/."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import bundle
+from training.pipeline import Options, run
+from training.recipe import Recipe, load
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes" / "frappe").glob("*.toml"))
+FM = ROOT / "recipes" / "frappe" / "fm.toml"
+DATA = ROOT.parent / "shared" / "data" / "frappe"
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the Frappe data are not in ../shared/data (see docs/data.md)"
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_use_the_ten_raw_fields_and_clip(path: Path) -> None:
+    recipe = load(path)
+    assert recipe.name == f"frappe-{recipe.key}" == f"frappe-{path.stem}"
+    assert (recipe.task, recipe.clip) == ("regression", True)
+    assert recipe.fields is not None
+    assert len(recipe.fields) == 10
+
+
+def test_there_is_a_recipe_for_every_model_with_pairs() -> None:
+    assert [path.stem for path in RECIPES] == ["afm", "fm", "ifm", "nfm"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load(FM, ["model.embedding_dim=4", "fit.epochs=1", "fit.batch_size=2048", "fit.learning_rate=0.1"])
+
+
+@needs_data
+def test_one_epoch_gives_a_bundle_that_opens(recipe: Recipe, tmp_path: Path) -> None:
+    options = Options(artifacts=tmp_path / "artifacts", checkpoints=tmp_path / "checkpoints", device="cpu")
+    model = bundle.open(run(recipe, options))
+    assert model.manifest.link == "clip(-1.0, 1.0)"
+    assert model.bundle.report["metrics"]["rmse"] < 0.75
+    assert recipe.fields is not None
+    names = list(recipe.fields)
+    tables = [pq.read_table(DATA / name, columns=names) for name in ("train.parquet", "validation.parquet")]
+    seen = {tuple(map(str, row.values())) for table in tables for row in table.to_pylist()}
+    assert len(seen) > 90_000
+    golden = {tuple(str(row.get(name)) for name in names) for row in model.bundle.golden_rows}
+    assert len(golden) > 20
+    assert not golden & seen

@@ -1,0 +1,167 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.errors import RecipeError
+from training.recipe import Recipe, check, load
+
+MINIMAL = """\
+name = "frappe-afm"
+task = "regression"                     # regression | binary | ranking
+[data]
+train = "train.parquet"
+validation = "validation.parquet"
+label = "label"
+[fields]                                # left out: every column but the label, kinds inferred
+user   = { kind = "categorical", source = "user" }        # min_count, or hash = { buckets, seed }
+genres = { kind = "multi", max_len = 8, combiner = "mean", separator = "|", source = "item" }
+age    = { kind = "numeric", transform = "standardise" }  # standardise | log1p | quantile
+[model]
+key = "afm"
+embedding_dim = 64
+attention_dim = 16
+dropout = 0.3
+[fit]
+optimizer = "adagrad"
+learning_rate = 0.05
+batch_size = 512
+epochs = 60
+patience = 4
+seed = 2017
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def document(**sections: Any) -> dict[str, Any]:
+    whole = {"name": "m", "task": "binary", "data": {"train": "log.csv", "label": "y"}, "model": {"key": "fm"}}
+    return {**whole, **sections}
+
+
+def checked(*overrides: str, **sections: Any) -> Recipe:
+    return check(document(**sections), overrides, origin="of the test")
+
+
+def refusal(*overrides: str, **sections: Any) -> str:
+    with pytest.raises(RecipeError) as refused:
+        checked(*overrides, **sections)
+    return str(refused.value)
+
+
+def test_the_minimal_recipe_of_the_contract_loads(minimal: Path) -> None:
+    recipe = load(minimal)
+    assert (recipe.name, recipe.task, recipe.key, recipe.monitor) == ("frappe-afm", "regression", "afm", "rmse")
+    assert recipe.fields is not None
+    assert [kind.kind for kind in recipe.fields.values()] == ["categorical", "multi", "numeric"]
+    assert (recipe.config.embedding_dim, recipe.config.attention_dim, recipe.config.dropout) == (64, 16, 0.3)
+    assert (recipe.fit.optimizer, recipe.fit.epochs, recipe.fit.seed) == ("adagrad", 60, 2017)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    recipe = checked()
+    assert recipe.fields is None
+    assert (recipe.fit.unknown_share, recipe.fit.missing_share) == (0.005, 0.0)
+    assert recipe.monitor == "log_loss"
+
+
+def test_paths_are_relative_to_the_recipe_and_those_of_overrides_to_the_current_folder(minimal: Path) -> None:
+    recipe = load(minimal, ["data.validation=elsewhere.parquet"])
+    assert recipe.data.train == minimal.parent / "train.parquet"
+    assert recipe.data.validation == Path("elsewhere.parquet")
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "nearest"),
+    [
+        ("taks=binary", "top level", "task"),
+        ("data={ train = 'a', lable = 'y' }", "data", "label"),
+        ("data.split.colum=user", "data.split", "column"),
+        ("fields.user.sorce=user", "fields.user", "source"),
+        ("fields.genres.max_length=3", "fields.genres", "max_len"),
+        ("fields.age.tranform=log1p", "fields.age", "transform"),
+        ("fields.user.hash={ bucket = 8 }", "fields.user.hash", "buckets"),
+        ("model.embeding_dim=8", "model", "embedding_dim"),
+        ("model.key=afn", "model.key", "afm"),
+        ("fit.batchsize=8", "fit", "batch_size"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(minimal: Path, override: str, where: str, nearest: str) -> None:
+    with pytest.raises(RecipeError, match=rf"recipe .*recipe\.toml': {where}: unknown '.*'; did you mean '{nearest}'"):
+        load(minimal, [override])
+
+
+def test_overrides_are_toml_values_or_else_text() -> None:
+    recipe = checked(
+        "fit.epochs=3", "fit.learning_rate=1e-3", "model.key=nfm", "model.layers=[8, 4]", "model.batch_norm=true",
+        "data.split.by=group", 'data.split.column="user"', "fit.l2={ embedding = 1e-5 }", "name = renamed",
+    )  # fmt: skip
+    assert (recipe.fit.epochs, recipe.fit.learning_rate, recipe.fit.l2) == (3, 1e-3, {"embedding": 1e-5})
+    assert (recipe.key, recipe.config.layers, recipe.config.batch_norm) == ("nfm", (8, 4), True)
+    assert recipe.data.split is not None
+    assert (recipe.data.split.by, recipe.data.split.column) == ("group", "user")
+
+
+@pytest.mark.parametrize("override", ["fit.epochs", "=3", "fit.=3", "fit..epochs=3"])
+def test_an_override_that_is_none_is_refused(override: str) -> None:
+    assert "expected section.key=value, such as fit.epochs=20" in refusal(override)
+
+
+def test_an_override_through_a_value_is_refused() -> None:
+    assert "'label' is a value, not a section" in refusal("data.label.name=y")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("fit.epochs=none", "fit.epochs: input should be a valid integer, .*, got 'none'"),
+        ("fit.batch_size=1", "fit.batch_size: input should be greater than or equal to 2, got 1"),
+        ("fit.learning_rate=-1", "fit.learning_rate: .*got -1"),
+        ("fit.learning_rate=inf", "fit.learning_rate: .*got inf"),
+        ("task=ranking", "task: input should be 'regression' or 'binary', got 'ranking'"),
+        ("model.embedding_dim=0", "embedding_dim: expected a whole number of at least 1, got 0"),
+        ("model.embedding_dim=many", "model.embedding_dim: .*got 'many'"),
+        ("name=Frappe", "name: .*got 'Frappe'"),
+        ("name=stats", "the name 'stats' is reserved"),
+        ("clip=true", "clip goes with task = regression"),
+        ("fit.monitor=rmse", "fit.monitor = 'rmse': for binary give one of auc, log_loss, calibration_error"),
+        ("data.split.by=time", "split by time needs column"),
+        ("data.split={ by = 'column', column = 'user' }", "by = column needs it"),
+        ("data.split={ by = 'fraction', validation = 'x' }", "split.validation goes with by = column"),
+        ("data={ train = 'a', label = 'y', validation = 'b', split = {} }", "a validation file or a split, not both"),
+        ("fields.user={ kind = 'categorical', min_count = 2, hash = { buckets = 8 } }", "min_count needs a vocabulary"),
+        ("fields.user={ kind = 'category' }", "fields.user: .*'category'.* 'categorical', 'multi', 'numeric'"),
+        ("fields.user={}", "fields.user: .*'kind'"),
+        ("data={ train = 'a' }", "data.label: field required$"),
+        ("model={}", "model.key: unknown"),
+    ],
+)
+def test_a_value_that_is_not_accepted_is_named_and_quoted(override: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^recipe of the test: .*{sentence}"):
+        checked(override)
+
+
+def test_quoted_values_are_cut() -> None:
+    assert len(refusal(f"fit.epochs={'x' * 1000}")) < 250
+
+
+def test_regression_may_clip_and_monitor_its_own_metrics() -> None:
+    recipe = checked("clip=true", "fit.monitor=mae", task="regression")
+    assert (recipe.clip, recipe.monitor) == (True, "mae")
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*absent\.toml': No such file"):
+        load(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    with pytest.raises(RecipeError, match=r"broken\.toml' is not TOML: Invalid value"):
+        load(broken)
+    broken.write_bytes(b"name = '\xff'")
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        load(broken)

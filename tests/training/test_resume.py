@@ -1,0 +1,227 @@
+"""A run that was cut off, however hard, ends in the same weights as one that was not."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import bundle
+from training import checkpoint
+from training.checkpoint import Checkpoint, Progress
+from training.errors import TrainingError
+from training.fit import Run, fit
+from training.pipeline import Options, run
+from training.recipe import Recipe, load
+
+Prepare = Callable[..., Run]
+EPOCHS = 16
+NFM = {"key": "nfm", "batch_norm": True, "dropout": 0.2, "layer_dropout": 0.2}
+RECIPE = f"""\
+name = "cut-off"
+task = "binary"
+data = {{ train = "log.parquet", label = "label" }}
+fields.user = {{ kind = "categorical" }}
+fields.app = {{ kind = "categorical" }}
+model = {{ key = "nfm", embedding_dim = 4, layers = [4], batch_norm = true, dropout = 0.2 }}
+fit = {{ epochs = {EPOCHS}, patience = {EPOCHS}, batch_size = 3, missing_share = 0.1, unknown_share = 0.1 }}
+"""
+
+
+def with_fit(task: Run, **settings: Any) -> Run:
+    return replace(task, recipe=task.recipe.model_copy(update={"fit": task.recipe.fit.model_copy(update=settings)}))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("model", [{"key": "afm", "dropout": 0.2}, NFM], ids=["afm", "nfm"])
+def test_epochs_in_two_runs_equal_epochs_in_one(prepare: Prepare, model: dict[str, Any], optimizer: str) -> None:
+    settings = {
+        "patience": 9,
+        "optimizer": optimizer,
+        "unknown_share": 0.1,
+        "missing_share": 0.1,
+        "l2": {"weight": 1e-4},
+    }
+    whole = prepare(model=model, epochs=4, **settings)
+    first_half = prepare(model=model, epochs=2, **settings)
+    fit(first_half, resume=False)
+    ended, resumed = fit(whole, resume=False), fit(with_fit(first_half, epochs=4), resume=True)
+    assert_same(ended.model.state_dict(), resumed.model.state_dict())
+    assert [without_speed(entry) for entry in ended.curve] == [without_speed(entry) for entry in resumed.curve]
+    saved, resaved = checkpoint.load(whole.checkpoints), checkpoint.load(first_half.checkpoints)
+    assert saved is not None
+    assert resaved is not None
+    assert_same(saved.optimizer, resaved.optimizer)
+    assert_same(saved.model, resaved.model)
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def without_speed(entry: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if name != "rows_per_second"}
+
+
+def test_patience_counts_across_a_resume(prepare: Prepare) -> None:
+    settings = {"patience": 2, "learning_rate": 0.5}
+    whole = fit(prepare(epochs=30, **settings), resume=False)
+    assert len(whole.curve) == whole.best_epoch + 2 < 30
+    cut = prepare(epochs=whole.best_epoch + 1, **settings)
+    fit(cut, resume=False)
+    resumed = fit(with_fit(cut, epochs=30), resume=True)
+    assert (len(resumed.curve), resumed.best_epoch) == (len(whole.curve), whole.best_epoch)
+    assert_same(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_resuming_nothing_starts_at_the_first_epoch(prepare: Prepare) -> None:
+    assert len(fit(prepare(), resume=True).curve) == 3
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("cut-off")
+    users, apps = [n % 7 for n in range(400)], [n % 11 for n in range(400)]
+    labels = [(user + app) % 2 for user, app in zip(users, apps, strict=True)]
+    pq.write_table(pa.table({"label": labels, "user": users, "app": apps}), folder / "log.parquet")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return load(folder / "recipe.toml")
+
+
+@pytest.fixture(scope="module")
+def killed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a training process that got SIGKILL in the middle."""
+    folder = tmp_path_factory.mktemp("killed")
+    _, code = cut_off(recipe, folder, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    return folder / "checkpoints"
+
+
+def cut_off(recipe: Recipe, folder: Path, how: signal.Signals) -> tuple[str, int]:
+    """Train in a process of its own, send it a signal after its third epoch; what it said last, and its exit code."""
+    command = [sys.executable, "-m", "training", "fit", str(recipe.data.train.with_name("recipe.toml"))]
+    places = ["--artifacts", str(folder / "artifacts"), "--checkpoints", str(folder / "checkpoints")]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits a SIGINT that is ignored
+    with subprocess.Popen(
+        [*command, *places, "--device", "cpu", "--threads", "1"], stderr=subprocess.PIPE, text=True, cwd=folder
+    ) as process:
+        while process.poll() is None and not (folder / "checkpoints" / "cut-off" / "epoch-0003").exists():
+            time.sleep(0.002)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=60)
+    return said, process.returncode
+
+
+def options(folder: Path, checkpoints: Path, **flags: bool) -> Options:
+    """Options for a copy of these checkpoints, so that every test finds them as they were left."""
+    shutil.copytree(checkpoints, folder / "checkpoints")
+    return Options(artifacts=folder / "artifacts", checkpoints=folder / "checkpoints", device="cpu", threads=1, **flags)
+
+
+def saved_epochs(checkpoints: Path) -> int:
+    saved = checkpoint.load(checkpoints / "cut-off")
+    assert saved is not None
+    assert len(saved.progress.curve) == saved.progress.epoch
+    return saved.progress.epoch
+
+
+def test_after_a_kill_the_resumed_run_ends_in_identical_weights(recipe: Recipe, killed: Path, tmp_path: Path) -> None:
+    assert 3 <= saved_epochs(killed) < EPOCHS
+    never_stopped = Options(artifacts=tmp_path / "whole", checkpoints=tmp_path / "none", device="cpu", threads=1)
+    whole, resumed = run(recipe, never_stopped), run(recipe, options(tmp_path, killed, resume=True))
+    assert (whole / "weights.bin").read_bytes() == (resumed / "weights.bin").read_bytes()
+    logits = [bundle.open(path).bundle.golden_answers["logit"].tolist() for path in (whole, resumed)]
+    assert logits[0] == logits[1]
+    assert not (tmp_path / "checkpoints" / "cut-off").exists()
+
+
+def test_an_unfinished_run_is_neither_continued_nor_dropped_in_silence(
+    recipe: Recipe, killed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"cut-off holds an unfinished run \(\d+ epochs\): .*--resume, or .*--restart"
+    ):
+        run(recipe, options(tmp_path, killed))
+    assert saved_epochs(tmp_path / "checkpoints") == saved_epochs(killed)
+
+
+def test_restart_drops_it(recipe: Recipe, killed: Path, tmp_path: Path) -> None:
+    short = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"epochs": 1})})
+    path = run(short, options(tmp_path, killed, restart=True))
+    assert len(bundle.open(path).bundle.report["curve"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("fit.learning_rate=0.01", "fit.learning_rate"),
+        ("model.dropout=0.1", "model.dropout"),
+        ("fields.app.min_count=2", "fields.app.min_count"),
+        ("fit.l2={ weight = 0.1 }", "fit.l2.weight"),
+        ("fields={ app = { kind = 'categorical' }, user = { kind = 'categorical' } }", "order of fields"),
+    ],
+)
+def test_a_changed_recipe_is_not_resumed(recipe: Recipe, killed: Path, tmp_path: Path, override: str, key: str) -> None:
+    changed = load(recipe.data.train.with_name("recipe.toml"), [override])
+    with pytest.raises(TrainingError, match=rf"cannot resume: {key} changed since the run in .*--restart"):
+        run(changed, options(tmp_path, killed, resume=True))
+
+
+def test_changed_data_are_not_resumed(recipe: Recipe, killed: Path, tmp_path: Path) -> None:
+    table = pq.read_table(recipe.data.train)
+    pq.write_table(table.slice(0, 399), tmp_path / "log.parquet")
+    changed = load(recipe.data.train.with_name("recipe.toml"), [f"data.train={tmp_path / 'log.parquet'}"])
+    with pytest.raises(TrainingError, match="cannot resume: contents of the data files changed"):
+        run(changed, options(tmp_path, killed, resume=True))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_sentence(recipe: Recipe, tmp_path: Path) -> None:
+    said, code = cut_off(recipe, tmp_path, signal.SIGINT)
+    assert code == 130
+    assert said.splitlines()[-1] == "stopped; what was finished is kept (fit: continue with --resume)"
+    assert "Traceback" not in said
+    assert 3 <= saved_epochs(tmp_path / "checkpoints") < EPOCHS
+    assert not list(tmp_path.glob("artifacts/*/*"))
+
+
+def made_up(epoch: int, *, fingerprint: dict[str, Any]) -> Checkpoint:
+    progress = Progress(epoch=epoch, best_epoch=1, curve=[{"loss": 0.5}] * epoch, fingerprint=fingerprint)
+    tensors = {"weight": torch.full((3, 2), float(epoch)), "bias": torch.tensor(0.5)}
+    return Checkpoint(progress=progress, model=tensors, best=tensors, optimizer={"0.step": torch.tensor(7.0)})
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    for epoch in (9, 10):
+        checkpoint.save(tmp_path, made_up(epoch, fingerprint={"fit": {"seed": 1}}))
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded.progress == made_up(10, fingerprint={"fit": {"seed": 1}}).progress
+    assert_same(loaded.model, made_up(10, fingerprint={}).model)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0010"]
+    assert {path.suffix for path in (tmp_path / "epoch-0010").iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_crash_between_the_files_of_a_checkpoint_leaves_the_older_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, made_up(1, fingerprint={}))
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoint.save(tmp_path, made_up(2, fingerprint={"what JSON cannot say": object()}))
+    assert list(tmp_path.glob("*/*.safetensors")), "the crash came too early to show anything"
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded.progress.epoch == 1
+    checkpoint.save(tmp_path, made_up(2, fingerprint={}))
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0002"]
+
+
+def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path / "absent") is None

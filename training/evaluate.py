@@ -1,0 +1,74 @@
+"""A bundle against data, through onnxruntime: metrics of a labelled file, or scores of any file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bundle import EncodedRows, Predictor
+from training.dataset import Chunk, Part, zero_one
+from training.errors import DataError
+from training.metrics import Numbers, binary_metrics, regression_metrics
+from training.sources import open_source
+
+RUN_ROWS = 1024
+
+
+def evaluate(
+    model: Predictor, data: Path, *, label: str | None = None, field_map: Path | None = None
+) -> dict[str, float]:
+    """Metrics over the whole file: {rmse, mae} clipped to the training range, or {auc, log_loss, calibration_error}.
+
+    `label` is the label's column, by default the one of the training file. Raises DataError for a column that is
+    missing and for a value that is refused.
+    """
+    label = label or model.manifest.label.column
+    part = Part(open_source(data, field_map=field_map, label=label))
+    logits, labels = [np.empty(0)], [np.empty(0)]
+    for scores, chunk in _scored(model, part, [label], what="evaluating"):
+        logits.append(scores)
+        labels.append(chunk.numbers[label])
+    scores, truth = np.concatenate(logits), np.concatenate(labels)
+    if not len(truth):
+        raise DataError(f"{data.name!r} has no rows to evaluate")
+    if model.manifest.task == "binary":
+        return binary_metrics(zero_one(truth, label), scores)
+    return regression_metrics(truth, scores, (model.manifest.label.low, model.manifest.label.high))
+
+
+def score(model: Predictor, data: Path, output: Path, *, keep: list[str], field_map: Path | None = None) -> int:
+    """Stream a file of any size into a Parquet file of `prediction`, `logit` and the columns to keep.
+
+    Returns the number of rows. The output appears only when it is whole.
+    """
+    part = Part(open_source(data, field_map=field_map))
+    for at, name in enumerate(keep):
+        part.source.require(name)
+        if name in ("prediction", "logit", *keep[:at]):
+            raise DataError(f"cannot keep {name!r}: the output has a column of that name already")
+    kept = [part.source.schema.field(name) for name in keep]
+    schema = pa.schema([*kept, ("prediction", pa.float64()), ("logit", pa.float32())])
+    staged = output.with_name(f".{output.name}.part")
+    rows = 0
+    try:
+        with pq.ParquetWriter(staged, schema) as writer:
+            for scores, chunk in _scored(model, part, [], what="scoring", keep=keep):
+                predictions = model.manifest.predictions(scores.astype(np.float32))
+                columns = [chunk.kept[name] for name in keep]
+                writer.write_batch(pa.record_batch([*columns, predictions, scores.astype(np.float32)], schema=schema))
+                rows += len(scores)
+        staged.replace(output)
+    finally:
+        staged.unlink(missing_ok=True)
+    return rows
+
+
+def _scored(
+    model: Predictor, part: Part, numbers: list[str], *, what: str, keep: list[str] | None = None
+) -> Iterator[tuple[Numbers, Chunk]]:
+    for rows, chunk in part.encoded(model.encoder, numbers, keep=keep or [], what=what):
+        slices = [slice(start, start + RUN_ROWS) for start in range(0, len(rows.ids), RUN_ROWS)]
+        runs = [model.logits(EncodedRows(rows.ids[at], rows.values[at])) for at in slices]
+        yield np.concatenate([np.empty(0, np.float32), *runs]).astype(np.float64), chunk

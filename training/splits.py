@@ -1,0 +1,87 @@
+"""Which rows of one file are for validation: by fraction, column, group or time."""
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bundle.encoder import Coded, canonical
+from bundle.schema import Categorical
+from training.errors import DataError
+from training.recipe import Split
+from training.sources import Source, column_values, numbers_of
+
+Rows = NDArray[np.bool_]
+Choose = Callable[[pa.RecordBatch, int], Rows]
+
+
+def validation_rows(split: Split, source: Source, *, seed: int) -> Choose:
+    """A function of (batch, position of its first row) that marks the validation rows; the same in every pass."""
+    match split.by:
+        case "fraction":
+            return _by_fraction(split.fraction, seed)
+        case "column":
+            return _by_column(_column(split), str(split.validation), source)
+        case "group":
+            return _by_group(_column(split), split.fraction, seed, source)
+        case "time":
+            return _by_time(_column(split), split.fraction, source)
+
+
+def _by_fraction(fraction: float, seed: int) -> Choose:
+    def choose(batch: pa.RecordBatch, first: int) -> Rows:
+        return np.asarray(np.random.default_rng((seed, first)).random(batch.num_rows) < fraction)
+
+    return choose
+
+
+def _by_column(column: str, wanted: str, source: Source) -> Choose:
+    def choose(batch: pa.RecordBatch, first: int) -> Rows:
+        return _where(batch, column, source, first, lambda category: category == wanted)
+
+    return choose
+
+
+def _by_group(column: str, fraction: float, seed: int, source: Source) -> Choose:
+    key = seed.to_bytes(8, "little")
+
+    def held_out(category: str | None) -> bool:
+        digest = blake2b((category or "").encode(), digest_size=8, key=key).digest()
+        return int.from_bytes(digest, "little") < fraction * 2**64
+
+    def choose(batch: pa.RecordBatch, first: int) -> Rows:
+        return _where(batch, column, source, first, held_out)
+
+    return choose
+
+
+def _by_time(column: str, fraction: float, source: Source) -> Choose:
+    times, first = [np.empty(0)], 0
+    for batch in source.batches([column]):
+        times.append(numbers_of(batch.column(0), name=column, source=source, first_row=first))
+        first += batch.num_rows
+    whole = np.concatenate(times)
+    if not len(whole):
+        raise DataError(f"{source.path.name!r} has no rows")
+    threshold = np.quantile(whole, 1 - fraction, method="higher")
+
+    def choose(batch: pa.RecordBatch, first: int) -> Rows:
+        return np.asarray(numbers_of(batch.column(column), name=column, source=source, first_row=first) >= threshold)
+
+    return choose
+
+
+def _where(
+    batch: pa.RecordBatch, column: str, source: Source, first: int, accept: Callable[[str | None], bool]
+) -> Rows:
+    coded = column_values(batch.column(column), Categorical(), name=column, source=source, first_row=first)
+    assert isinstance(coded, Coded)
+    accepted = np.array([accept(canonical(value)) for value in [*coded.values, None]])
+    return np.asarray(accepted[coded.codes])
+
+
+def _column(split: Split) -> str:
+    assert split.column is not None  # Split checks it
+    return split.column
