@@ -1,0 +1,59 @@
+"""The composition root: settings in, an ASGI app out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bundle import InputError
+from service import errors, openapi, routes
+from service.catalog import Catalog
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.recorder import Recorder
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service. Nothing is read before its lifespan starts; then all bundles are loaded before it answers."""
+    metrics = Metrics()
+    catalog = Catalog(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        catalog.load()
+        yield
+
+    app = FastAPI(
+        title="factorlens",
+        description="Scores, and why each score is what it is.",
+        version="v1",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(routes.router(catalog, metrics, settings))
+    app.add_middleware(Recorder, metrics=metrics)
+    app.add_exception_handler(ServiceError, _refuse)
+    app.add_exception_handler(InputError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
+    return app
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError | InputError)
+    return errors.refused(error)
+
+
+async def _refuse_route(_: Request, error: Exception) -> Response:
+    """No such address, or not with this method."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    kind = status.phrase.lower().replace(" ", "-")
+    headers = dict(error.headers or {})
+    return errors.answer(kind, status.phrase, status, "the addresses are listed at /docs", headers=headers)

@@ -1,0 +1,136 @@
+"""What a request can be refused for, as one tree, and the one table that gives each its HTTP status (RFC 9457).
+
+ServiceError
+├── BodyUnreadable     the body is not JSON
+├── BodyEncoded        the body is compressed
+├── BodyTooLarge       the body has too many bytes
+├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
+├── NotFound           no such model, or no such version of it
+└── NotReady           the model is known, but no version of it can serve
+
+`bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
+"""
+
+from http import HTTPStatus
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from bundle import InputError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Refusal(BaseModel):
+    """One thing that is wrong, where, and what types were expected and received."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str | None = Field(default=None, description="the key of the body it is under")
+    instance: int | None = Field(default=None, description="the position of the instance or candidate")
+    field: str | None = Field(default=None, description="the field of the schema")
+    expected: str
+    received: str
+
+
+class Problem(BaseModel):
+    """A problem document as RFC 9457 has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[Refusal] = Field(default=[], description="what is wrong with the input, where that can be told")
+
+
+class ServiceError(Exception):
+    """Base of every refusal; its text is a sentence for the client."""
+
+    refusals: tuple[Refusal, ...] = ()
+
+
+class BodyUnreadable(ServiceError):
+    """The body is not JSON."""
+
+
+class BodyEncoded(ServiceError):
+    """The body has a Content-Encoding."""
+
+
+class BodyTooLarge(ServiceError):
+    """The body has more bytes than `max_body_bytes`."""
+
+
+class BodyRefused(ServiceError):
+    """The body is JSON, but not what the endpoint takes."""
+
+    def __init__(self, *refusals: Refusal) -> None:
+        first = refusals[0]
+        where = "".join(
+            f"{name} {value}: "
+            for name, value in (("key", first.key), ("instance", first.instance), ("field", first.field))
+            if value is not None
+        )
+        super().__init__(f"{where}expected {first.expected}, received {first.received}")
+        self.refusals = refusals
+
+
+class NotFound(ServiceError):
+    """No model, or no version, of that name."""
+
+
+class NotReady(ServiceError):
+    """A model whose every version was refused, or a service without models."""
+
+
+class _Kind(NamedTuple):
+    status: HTTPStatus
+    title: str
+
+
+KINDS: dict[type[Exception], _Kind] = {
+    BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed"),
+    BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
+    InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
+    NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
+    NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+}
+
+
+def refused(error: ServiceError | InputError) -> Response:
+    """The answer to a request that was refused."""
+    kind = KINDS[type(error)]
+    refusals = [refusal_of(error)] if isinstance(error, InputError) else list(error.refusals)
+    headers = {"accept-encoding": "identity"} if isinstance(error, BodyEncoded) else {}
+    return answer(_slug(type(error).__name__), kind.title, kind.status, str(error), refusals, headers=headers)
+
+
+def refusal_of(error: InputError, *, key: str | None = None) -> Refusal:
+    return Refusal(
+        key=key, instance=error.instance, field=error.field, expected=error.expected, received=error.received
+    )
+
+
+def answer(
+    kind: str,
+    title: str,
+    status: int,
+    detail: str,
+    refusals: list[Refusal] | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A problem document of any kind."""
+    problem = Problem(
+        type=f"urn:factorlens:problem:{kind}", title=title, status=status, detail=detail, errors=refusals or []
+    )
+    return Response(problem.model_dump_json(exclude_defaults=True), status, headers, MEDIA_TYPE)
+
+
+def _slug(name: str) -> str:
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("-")

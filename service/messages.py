@@ -1,0 +1,265 @@
+"""Requests and answers, as they stand on the wire. Reading a request never lets its content into an error."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+
+from bundle.errors import type_name
+from bundle.manifest import Task
+from bundle.schema import Source
+from service.errors import BodyRefused, BodyUnreadable, Refusal
+
+Instance = dict[str, Any]
+Columns = dict[str, list[Any]]
+
+REFUSALS_SHOWN = 20
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Batch(_Message):
+    """Rows as a list of objects, or as an object of columns: one of the two."""
+
+    instances: list[Instance] | None = Field(default=None, description="one object {field: value} an instance")
+    columns: Columns | None = Field(default=None, description="one list of values a field, all of one length")
+    signature_name: str | None = Field(default=None, description="TensorFlow Serving clients send it; it is ignored")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        _require_one("instances", self.instances, "columns", self.columns)
+        return self
+
+
+class PredictRequest(Batch):
+    logits: bool = Field(default=False, description="answer the logits beside the predictions")
+
+
+class ExplainRequest(Batch):
+    top_k: int | None = Field(default=None, ge=1, description="pairs to show; the setting top_k unless given")
+
+
+class RankRequest(_Message):
+    """One context and the candidates to order for it, as rows or as columns."""
+
+    context: Instance = Field(description="the fields that all candidates share")
+    candidates: list[Instance] | None = Field(default=None, description="one object {field: value} a candidate")
+    columns: Columns | None = Field(default=None, description="the candidates as one list of values a field")
+    top_k: int | None = Field(default=None, ge=1, description="candidates to answer; the setting top_k unless given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sets_yet(cls, body: object) -> object:
+        if isinstance(body, dict) and "candidate_set" in body:
+            raise _shape("candidates or columns: this version keeps no candidate sets", "the key candidate_set")
+        return body
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        _require_one("candidates", self.candidates, "columns", self.columns)
+        return self
+
+
+class _Answer(_Message):
+    """What every answer carries: the version that gave it."""
+
+    model: str
+    version: int
+    digest: str = Field(description="sha256 of the bundle's manifest.json")
+
+
+class Unknown(_Message):
+    instance: int
+    fields: list[str] = Field(description="fields whose value is not in the vocabulary; scored as unknown")
+
+
+class PredictAnswer(_Answer):
+    predictions: list[float] = Field(description="probabilities (binary), values (regression) or logits (ranking)")
+    logits: list[float] | None = None
+    unknown: list[Unknown]
+
+
+class _Sized(_Message):
+    """Sizes the model declares stand beside the contribution under their own names, such as `attention`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+
+class ValueTerm(_Message):
+    value: str | None
+    contribution: float
+
+
+class FieldTerm(_Sized):
+    field: str
+    known: bool
+    contribution: float
+    values: list[ValueTerm] | None = Field(default=None, description="of a multi-valued field")
+
+
+class PairTerm(_Sized):
+    fields: list[str] = Field(min_length=2, max_length=2)
+    contribution: float
+
+
+class Remaining(_Message):
+    count: int = Field(description="pairs left out")
+    contribution: float = Field(description="the sum of what they contribute")
+
+
+class Explanation(_Message):
+    """bias + fields + pairs + remaining + residual = logit, up to completeness_error; prediction = link(logit)."""
+
+    prediction: float
+    logit: float
+    link: str
+    bias: float
+    fields: list[FieldTerm] = Field(description="every field, in schema order")
+    pairs: list[PairTerm] = Field(description="the strongest by |contribution|")
+    remaining: Remaining
+    residual: float = Field(description="the output of a network branch; 0 where exact")
+    exact: bool
+    method: Literal["terms", "terms+residual"]
+    completeness_error: float
+
+
+class ExplainAnswer(_Answer):
+    explanations: list[Explanation]
+
+
+class Ranked(_Message):
+    index: int = Field(description="position among the candidates")
+    score: float = Field(description="the prediction")
+
+
+class RankAnswer(_Answer):
+    ranked: list[Ranked] = Field(description="best first; ties by lower index")
+    path: Literal["split", "flat"]
+
+
+class Live(_Message):
+    live: Literal[True]
+
+
+class Ready(_Message):
+    ready: Literal[True]
+
+
+class ModelsAnswer(_Message):
+    models: list[str]
+
+
+class FieldInfo(_Message):
+    name: str
+    kind: str
+    source: Source
+    vocabulary: int | None = Field(default=None, description="values it knows")
+    buckets: int | None = Field(default=None, description="of a hashed or quantile field")
+    max_len: int | None = Field(default=None, description="values a multi-valued field takes")
+    transform: str | None = Field(default=None, description="of a numeric field")
+
+
+class SizeInfo(_Message):
+    name: str
+    axis: str
+
+
+class Rejected(_Message):
+    version: int
+    reason: str
+
+
+class ModelAnswer(_Message):
+    """A model, described by the version asked for, or else by its highest good one. `name`, `ready`: as KServe v1."""
+
+    name: str
+    ready: bool
+    versions: list[int] = Field(description="versions that serve, highest first; the first one is the default")
+    rejected: list[Rejected] = Field(description="versions that were found and refused")
+    version: int | None = None
+    digest: str | None = None
+    key: str | None = Field(default=None, description="its architecture")
+    task: Task | None = None
+    link: str | None = Field(default=None, description="prediction = link(logit)")
+    exact: bool | None = Field(default=None, description="whether terms alone give the logit, without a residual")
+    provider: str | None = Field(default=None, description="where its graphs run")
+    fields: list[FieldInfo] | None = None
+    sizes: list[SizeInfo] | None = Field(default=None, description="what explanations say beside contributions")
+    metrics: dict[str, Any] | None = Field(default=None, description="measured when it was trained")
+    example: Instance | None = Field(default=None, description="an instance that can be sent back as it is")
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def read(kind: type[Request], raw: bytes, *, fields: Collection[str]) -> Request:
+    """A request from the bytes of a body, where `fields` are the names a refusal may repeat.
+
+    Raises BodyUnreadable where it is not JSON (NaN, Infinity, lone surrogates and 200 levels of nesting are not),
+    BodyRefused where it has another shape.
+    """
+    try:
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise BodyUnreadable(f"the body is not JSON: {error}") from None
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[:REFUSALS_SHOWN]
+        raise BodyRefused(*(_refusal(each, body, kind, fields) for each in found)) from None
+
+
+def check_count(count: int, *, limit: int, key: str) -> None:
+    """Raise BodyRefused unless a batch has at least one row and at most `limit`."""
+    if not 1 <= count <= limit:
+        raise BodyRefused(Refusal(key=key, expected=f"1 to {limit} rows", received=f"{count} rows"))
+
+
+def length(columns: Mapping[str, list[Any]]) -> int:
+    """Rows in columns, the longest where they differ (which the encoder refuses)."""
+    return max(map(len, columns.values()), default=0)
+
+
+EXPECTED = {
+    "bool_type": "a boolean",
+    "dict_type": "an object",
+    "greater_than_equal": "a number of at least 1",
+    "int_type": "an integer",
+    "list_type": "an array",
+    "missing": "a value",
+    "model_type": "an object",
+    "string_type": "a string",
+}
+
+
+def _refusal(error: ErrorDetails, body: Any, kind: type[BaseModel], fields: Collection[str]) -> Refusal:
+    if error["type"] == "shape":
+        return Refusal(**error["ctx"])
+    if error["type"] == "extra_forbidden":
+        position = list(body).index(error["loc"][0])
+        expected = f"only the keys {', '.join(kind.model_fields)}"
+        return Refusal(expected=expected, received=f"an unknown key at position {position}")
+    key, within = (*error["loc"], None, None)[:2]
+    received = "nothing" if error["type"] == "missing" else type_name(error["input"])
+    if isinstance(within, str) and within not in fields:
+        received = f"{received} at position {list(body[key]).index(within)}"
+    return Refusal(
+        key=None if key is None else str(key),
+        instance=within if isinstance(within, int) else None,
+        field=within if isinstance(within, str) and within in fields else None,
+        expected=EXPECTED[error["type"]],
+        received=received,
+    )
+
+
+def _require_one(first: str, first_value: object, second: str, second_value: object) -> None:
+    if (first_value is None) == (second_value is None):
+        raise _shape(f"one of the keys {first} and {second}", "neither" if first_value is None else "both")
+
+
+def _shape(expected: str, received: str) -> PydanticCustomError:
+    return PydanticCustomError("shape", "the shape", {"expected": expected, "received": received})

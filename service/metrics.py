@@ -1,0 +1,76 @@
+"""Every metric the service has, by name. A label is a name of ours (a model, a field of its schema), never an id."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
+ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+LOGIT_ERRORS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own. `endpoint` is predict, explain, rank, models or model."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "factorlens_requests_total",
+            "Requests answered; model is - where none of that name is here",
+            ("endpoint", "model", "status"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "factorlens_request_seconds",
+            "From the head of a request to the end of its answer",
+            ("endpoint", "model"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            "factorlens_batch_rows",
+            "Instances or candidates in a request",
+            ("endpoint", "model"),
+            buckets=ROWS,
+            registry=self.registry,
+        )
+        self.inference_seconds = Histogram(
+            "factorlens_inference_seconds",
+            "One run of a graph in onnxruntime; graph is score or explain",
+            ("model", "graph"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.unknown_values = Counter(
+            "factorlens_unknown_values_total",
+            "Rows in which a field held a value that is not in its vocabulary",
+            ("model", "field"),
+            registry=self.registry,
+        )
+        self.rows = Counter("factorlens_rows_total", "Rows encoded", ("model",), registry=self.registry)
+        self.completeness_error = Histogram(
+            "factorlens_completeness_error",
+            "Distance between the sum of an explanation's terms and the logit of the score graph",
+            ("model",),
+            buckets=LOGIT_ERRORS,
+            registry=self.registry,
+        )
+        self.model_info = Gauge(
+            "factorlens_model_info",
+            "1 for every version that is loaded",
+            ("model", "version", "digest", "key"),
+            registry=self.registry,
+        )
+        self.ready = Gauge("factorlens_ready", "Whether every model has a version that serves", registry=self.registry)
+        self.rejected_bundles = Gauge(
+            "factorlens_rejected_bundles",
+            "Versions that were found and refused",
+            ("model",),
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+
+def names() -> list[str]:
+    """The names of our own metrics as Prometheus stores them, counters with `_total`."""
+    families = [family for family in Metrics().registry.collect() if family.name.startswith("factorlens_")]
+    return [family.name + ("_total" if family.type == "counter" else "") for family in families]

@@ -1,0 +1,60 @@
+"""The OpenAPI document. Its examples are the loaded bundles' own, so that each of them can be sent as it stands."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.catalog import Catalog
+from service.errors import MEDIA_TYPE
+from service.messages import Instance
+from service.runtime import Runtime, Verb
+
+
+def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]]:
+    """A replacement for `app.openapi`: the same document with an example in every request it describes."""
+    plain = app.openapi
+
+    def document() -> dict[str, Any]:
+        described = plain()
+        _name_problems(described)
+        serving = [model for model in catalog.models.values() if model.serving]
+        if serving:
+            _add_examples(described, serving[0].version(None))
+        return described
+
+    return document
+
+
+def example(verb: Verb, loaded: Runtime) -> dict[str, Any]:
+    """A request that this version can answer."""
+    if verb == "rank":
+        rows = loaded.predictor.bundle.golden_rows
+        of_candidate = loaded.manifest.split.candidate or loaded.schema.names[-1:]
+        context = {name: value for name, value in rows[0].items() if name not in of_candidate}
+        return {"context": context, "candidates": [_only(row, of_candidate) for row in rows[:3]], "top_k": 2}
+    return {"instances": [loaded.example]}
+
+
+def _only(row: Instance, names: tuple[str, ...]) -> Instance:
+    return {name: row[name] for name in names if name in row}
+
+
+def _name_problems(described: dict[str, Any]) -> None:
+    """FastAPI calls every answer application/json; a refusal is application/problem+json."""
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status != "200" and "application/json" in response.get("content", {}):
+                    response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
+
+
+def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
+    values = {"model": loaded.manifest.name, "version": str(loaded.manifest.version)}
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                parameter["example"] = values[parameter["name"]]
+            for verb in ("predict", "explain", "rank"):
+                if path.endswith(f":{verb}"):
+                    operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)

@@ -1,0 +1,86 @@
+"""What every request passes through: an id, one line of log, two metrics, and a net under unforeseen errors."""
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import answer
+from service.metrics import Metrics
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLIENT_LEFT = 499  # nginx's number for a client that left before it was answered
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Record:
+    """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote."""
+
+    request_id: str
+    endpoint: str = ""
+    model: str = "-"
+    version: int | None = None
+    status: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def facts(self, seconds: float) -> dict[str, object]:
+        return {
+            "request_id": self.request_id,
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "version": self.version,
+            "status": self.status,
+            "seconds": round(seconds, 6),
+        }
+
+
+class Recorder:
+    """Pure ASGI middleware. A route finds its Record in `request.state.record`."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Record(_request_id(scope))
+        scope.setdefault("state", {})["record"] = record
+
+        async def send_recorded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_recorded)
+        except ClientDisconnect:
+            record.status = CLIENT_LEFT
+        except Exception:
+            log.exception("failed", extra={"facts": record.facts(time.perf_counter() - record.started)})
+            if record.status:
+                raise
+            detail = f"the log has the reason under the request id {record.request_id}"
+            await answer("internal-error", "The service failed", 500, detail)(scope, receive, send_recorded)
+        finally:
+            self._close(record)
+
+    def _close(self, record: Record) -> None:
+        seconds = time.perf_counter() - record.started
+        if record.endpoint:
+            self._metrics.requests.labels(record.endpoint, record.model, str(record.status)).inc()
+            self._metrics.request_seconds.labels(record.endpoint, record.model).observe(seconds)
+        log.debug("request", extra={"facts": record.facts(seconds)})
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,113 @@
+"""Every setting of the service. Flags beat the environment, the environment a file, a file the defaults."""
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bundle.session import Provider
+
+PREFIX = "FACTORLENS_"
+
+
+class SettingsRefused(Exception):
+    """A setting that is unknown or has no sense; the text is for the person who started the program."""
+
+
+class Settings(BaseSettings):
+    """`max_rows` is the flag `--max-rows`, the variable `FACTORLENS_MAX_ROWS` and the key `max_rows` of the file."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    config: Path | None = Field(default=None, description="a TOML file that holds any of these settings")
+    bundles: Path = Field(default=Path("artifacts"), description="the folder of bundles: <bundles>/<model>/<version>")
+    host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 is every IPv4 address")
+    port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0 takes any free one")
+    provider: Provider = Field(
+        default="auto",
+        description="where graphs run: cuda, tensorrt and cpu are demands (what cannot run is not ready and says why); "
+        "auto takes CUDA where it works and the CPU otherwise, and the log says which",
+    )
+    threads: int = Field(default=1, ge=1, description="threads onnxruntime may use inside one run of a graph")
+    versions: int = Field(default=2, ge=1, description="how many good versions of a model to load, newest first")
+    max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
+    max_candidates: int = Field(default=10_000, ge=1, description="candidates that one rank may hold")
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
+    top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="debug, info, warning or error: the least level to log; debug adds a line for every request",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = init_settings().get("config") or env_settings().get("config")
+        in_file = InitSettingsSource(settings_cls, _read(Path(path)) if path else {})
+        return init_settings, env_settings, in_file
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """The settings of one start of the program. Raises SettingsRefused; `--help` prints them all and exits."""
+    try:
+        return Settings.model_validate(_flags(arguments))
+    except ValidationError as error:
+        raise SettingsRefused("\n".join(_sentence(str(e["loc"][0]), e["msg"]) for e in error.errors())) from None
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each variable of the environment that looks like a setting and is none."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    looking = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+    return [f"{name} is no setting{_nearest(name.upper(), known)}" for name in sorted(looking)]
+
+
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve the bundles in a folder over HTTP.",
+        epilog=f"A flag beats the environment ({PREFIX}MAX_ROWS), which beats the file, which beats the default.",
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        help_text = f"{field.description} (default: {field.default or 'none'})"
+        parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        nearest = _nearest(unknown[0].partition("=")[0], [_flag(name) for name in Settings.model_fields])
+        raise SettingsRefused(f"{unknown[0]} is no flag{nearest}")
+    return vars(given)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsRefused(f"the settings file {str(path)!r} cannot be read: {error}") from None
+
+
+def _sentence(name: str, problem: str) -> str:
+    if name in Settings.model_fields:
+        return f"{name} ({_flag(name)}, {PREFIX}{name.upper()}, or a key of the file): {problem}"
+    return f"the settings file: {name} is no setting{_nearest(name, Settings.model_fields)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

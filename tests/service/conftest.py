@@ -1,0 +1,78 @@
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.settings import Settings
+
+
+class InProcess(httpx.BaseTransport):
+    """A real app over ASGI, called from a plain `httpx.Client`."""
+
+    def __init__(self, app: FastAPI, portal: BlockingPortal) -> None:
+        self._asgi, self._portal = httpx.ASGITransport(app), portal
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._portal.call(self._answer, request)
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        response = await self._asgi.handle_async_request(request)
+        return httpx.Response(response.status_code, headers=response.headers, content=await response.aread())
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[httpx.Client]:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
+        yield httpx.Client(transport=InProcess(app, portal), base_url="http://service")
+
+
+@pytest.fixture(scope="session")
+def app(bundles: Path) -> FastAPI:
+    """The service over the tiny bundles, with limits that a test can reach."""
+    settings = Settings(bundles=bundles, provider="cpu", max_rows=300, max_candidates=300, max_body_bytes=100_000)
+    return create_app(settings)
+
+
+@pytest.fixture(scope="session")
+def client(app: FastAPI) -> Iterator[httpx.Client]:
+    with running(app) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def models(bundles: Path) -> list[str]:
+    """The served models that share the fields user, app, tags and age."""
+    return sorted(path.name for path in bundles.glob("tiny-*"))
+
+
+@pytest.fixture
+def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""
+
+    def copy(version: int) -> Path:
+        target = tmp_path / "tiny-fm" / str(version)
+        shutil.copytree(bundles / "tiny-fm" / "1", target)
+        manifest = json.loads((target / "manifest.json").read_text())
+        (target / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+        return target
+
+    return copy
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
+    """Starts the service over `tmp_path`, where `publish` puts bundles."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> httpx.Client:
+            chosen = Settings.model_validate({"bundles": tmp_path, "provider": "cpu", **settings})
+            return stack.enter_context(running(create_app(chosen)))
+
+        yield start

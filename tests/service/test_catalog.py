@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from httpx import Client
+
+from service.errors import Problem
+
+Publish = Callable[[int], Path]
+Serve = Callable[..., Client]
+
+
+def spoil(file: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def reasons(client: Client) -> dict[int, str]:
+    rejected = client.get("/v1/models/tiny-fm").json()["rejected"]
+    return {each["version"]: each["reason"] for each in rejected}
+
+
+def predicting_version(client: Client) -> int:
+    response = client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]})
+    return int(response.json()["version"])
+
+
+def test_the_highest_version_is_the_default_and_the_others_stay(publish: Publish, serve: Serve) -> None:
+    for version in (1, 2, 10):
+        publish(version)
+    client = serve(versions=2)
+    described = client.get("/v1/models/tiny-fm").json()
+    assert (described["versions"], described["version"], predicting_version(client)) == ([10, 2], 10, 10)
+    older = client.post("/v1/models/tiny-fm/versions/2:predict", json={"instances": [{}]}).json()
+    assert older["version"] == 2
+    assert older["digest"] == client.get("/v1/models/tiny-fm/versions/2").json()["digest"] != described["digest"]
+    assert client.get("/v1/models/tiny-fm/versions/1").status_code == 404
+
+
+def test_an_older_good_version_serves_in_place_of_broken_ones(publish: Publish, serve: Serve) -> None:
+    publish(1)
+    for version in (2, 3):
+        spoil(publish(version) / "vocabulary.npz")
+    client = serve(versions=1)
+    assert client.get("/readyz").status_code == 200
+    assert predicting_version(client) == 1
+    assert reasons(client) == dict.fromkeys((3, 2), "the sha256 of vocabulary.npz is not the manifest's")
+    refused = client.post("/v1/models/tiny-fm/versions/3:predict", json={"instances": [{}]})
+    assert refused.status_code == 503
+    assert "sha256" in Problem.model_validate_json(refused.content).detail
+    assert 'factorlens_rejected_bundles{model="tiny-fm"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("spoilt", ["manifest.json", "golden.json", "missing", "stray", "moved"])
+def test_a_broken_bundle_is_not_ready_and_says_why(publish: Publish, serve: Serve, spoilt: str) -> None:
+    path = publish(1)
+    match spoilt:
+        case "missing":
+            (path / "report.json").unlink()
+        case "stray":
+            (path / "weights.bak").touch()
+        case "moved":
+            path.rename(path.with_name("7"))
+        case _:
+            spoil(path / spoilt)
+    client = serve()
+    unready = client.get("/readyz")
+    assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
+    ((_, reason),) = reasons(client).items()
+    assert reason in unready.json()["detail"]
+    assert "tiny-fm" in unready.json()["detail"]
+    assert client.get("/livez").status_code == 200
+    assert client.get("/v1/models").json() == {"models": ["tiny-fm"]}
+    assert client.get("/v1/models/tiny-fm").json()["ready"] is False
+    assert client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]}).status_code == 503
+    assert "factorlens_ready 0.0" in client.get("/metrics").text
+
+
+def test_an_empty_folder_is_alive_not_ready_and_says_where_it_looked(serve: Serve, tmp_path: Path) -> None:
+    client = serve(bundles=tmp_path / "none")
+    assert client.get("/livez").json() == {"live": True}
+    assert str(tmp_path / "none") in client.get("/readyz").json()["detail"]
+    assert client.get("/v1/models").json() == {"models": []}
+    assert client.get("/v1/models/tiny-fm").status_code == 404
+
+
+def test_what_is_no_bundle_is_no_model(publish: Publish, serve: Serve, tmp_path: Path) -> None:
+    publish(1)
+    for foreign in ("stats/1", "Upper/1", "tiny-new/.staging-1", "tiny-fm/.staging-2", "tiny-fm/latest"):
+        (tmp_path / foreign).mkdir(parents=True)
+    client = serve()
+    assert client.get("/v1/models").json() == {"models": ["tiny-fm"]}
+    assert client.get("/readyz").status_code == 200
+    assert reasons(client) == {}
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_device_that_cannot_run_is_a_reason_not_a_fallback(publish: Publish, serve: Serve, provider: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if {"CUDAExecutionProvider"} & set(onnxruntime.get_available_providers()):
+        pytest.skip("this onnxruntime was built for a GPU")
+    publish(1)
+    client = serve(provider=provider)
+    assert f"{provider} cannot run here" in client.get("/readyz").json()["detail"]
+    assert f"{provider} cannot run here" in reasons(client)[1]
+
+
+def test_auto_says_what_it_chose(publish: Publish, serve: Serve) -> None:
+    publish(1)
+    assert serve(provider="auto").get("/v1/models/tiny-fm").json()["provider"] in {"cpu", "cuda"}

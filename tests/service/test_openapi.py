@@ -1,0 +1,55 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from httpx import Client
+
+from service.errors import MEDIA_TYPE
+
+
+@pytest.fixture(scope="module")
+def described(client: Client) -> dict[str, Any]:
+    return dict(client.get("/openapi.json").json())
+
+
+def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    return (
+        (method, path, operation)
+        for path, methods in described["paths"].items()
+        for method, operation in methods.items()
+    )
+
+
+def references(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from ([node["$ref"]] if "$ref" in node else [])
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from references(child)
+
+
+def test_every_example_is_answered(client: Client, described: dict[str, Any]) -> None:
+    tried = 0
+    for method, path, operation in operations(described):
+        parameters = {each["name"]: each["example"] for each in operation.get("parameters", [])}
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+        assert (body is not None) == (method == "post")
+        assert client.request(method, path.format(**parameters), json=body).status_code == 200, path
+        tried += 1
+    assert tried == 12
+
+
+def test_refusals_are_described_as_problem_documents(described: dict[str, Any]) -> None:
+    for _, path, operation in operations(described):
+        refusals = [answer for status, answer in operation["responses"].items() if status != "200"]
+        assert all(set(answer["content"]) == {MEDIA_TYPE} for answer in refusals)
+        assert refusals or path in {"/livez", "/metrics"}
+
+
+def test_every_reference_is_there(described: dict[str, Any]) -> None:
+    found = set(references(described))
+    assert found
+    assert found <= {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
+
+
+def test_the_docs_page_is_there(client: Client) -> None:
+    assert "/openapi.json" in client.get("/docs").text

@@ -1,0 +1,93 @@
+"""The program itself: a process, a socket, signals."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.errors import Problem
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The running program and its URL."""
+    command = [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            for line in process.stderr:
+                if "url" in (said := json.loads(line)):
+                    break
+            yield process, said["url"]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
+def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: int) -> None:
+    with started("--bundles", str(bundles)) as (process, url):
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        answer = httpx.post(f"{url}/v1/models/tiny-fm:predict", json={"instances": [{}]})
+        assert len(answer.json()["predictions"]) == 1
+        process.send_signal(sent)
+        assert process.wait(timeout=10) == code
+
+
+def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path) -> None:
+    with started("--bundles", str(bundles), "--max-body-bytes", "1000") as (_, url):
+        chunks = (b" " * 500 for _ in range(3))
+        response = httpx.post(f"{url}/v1/models/tiny-fm:predict", content=chunks)
+        assert Problem.model_validate_json(response.content).status == 413
+        fitting = iter([b'{"instances":', b" [{}]}"])
+        assert httpx.post(f"{url}/v1/models/tiny-fm:predict", content=fitting).status_code == 200
+
+
+def test_every_line_of_the_log_is_json(tmp_path: Path) -> None:
+    with started("--bundles", str(tmp_path), "--log-level", "debug") as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"not HTTP\r\n\r\n")
+            connection.recv(1000)
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        process.send_signal(signal.SIGINT)
+        assert process.stderr
+        events = [json.loads(line)["event"] for line in process.stderr]
+    assert events == ["Invalid HTTP request received.", "request"]
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "service", "--bundles", str(tmp_path), "--port", port]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert all(named in ended.stderr for named in (port, "--port", "PORT="))
+
+
+def test_torch_is_never_imported(bundles: Path) -> None:
+    script = """
+import asyncio, sys
+import httpx
+from service.app import create_app
+from service.settings import Settings
+
+async def serve():
+    app = create_app(Settings(bundles=sys.argv[1], provider="cpu"))
+    async with app.router.lifespan_context(app):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+        for verb in ("predict", "explain"):
+            assert (await client.post(f"/v1/models/tiny-fm:{verb}", json={"instances": [{}]})).status_code == 200
+
+asyncio.run(serve())
+foreign = {"torch", "onnx", "pyarrow", "models", "training"} & set(sys.modules)
+assert not foreign, foreign
+"""
+    subprocess.run([sys.executable, "-c", script, str(bundles)], check=True, timeout=60)

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from service import settings
+from service.settings import Settings, SettingsRefused
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "service.toml"
+    path.write_text('port = 1\nthreads = 1\nversions = 5\nbundles = "from-file"\n')
+    return path
+
+
+def test_flags_beat_the_environment_which_beats_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORLENS_PORT", "2")
+    monkeypatch.setenv("FACTORLENS_THREADS", "2")
+    monkeypatch.setenv("FACTORLENS_VERSIONS", "")
+    chosen = settings.load(["--config", str(file), "--port=3"])
+    assert (chosen.port, chosen.threads, chosen.versions, chosen.max_rows) == (3, 2, 5, 4096)
+    assert chosen.bundles == Path("from-file")
+
+
+def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORLENS_CONFIG", str(file))
+    assert settings.load([]).versions == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prot", "1"], "did you mean --port?"),
+        (["artifacts"], "artifacts is no flag"),
+        (["--port", "http"], "FACTORLENS_PORT"),
+        (["--port", "65536"], "--port"),
+        (["--provider", "gpu"], "'cuda'"),
+        (["--max-rows", "0"], "--max-rows"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        settings.load(arguments)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [("prot = 1", "did you mean port?"), ("port", "cannot be read")])
+def test_a_bad_file_is_refused(file: Path, content: str, message: str) -> None:
+    file.write_text(content)
+    with pytest.raises(SettingsRefused) as refused:
+        settings.load(["--config", str(file)])
+    assert message in str(refused.value)
+
+
+def test_a_variable_that_is_no_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTORLENS_PORTS", "1")
+    assert "FACTORLENS_PORTS is no setting; did you mean FACTORLENS_PORT?" in settings.unknown_variables()
+
+
+def test_every_setting_is_explained_by_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings.load(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in printed
+        assert field.description
+        assert field.description in printed
