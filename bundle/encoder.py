@@ -13,7 +13,7 @@ from bundle.vocabulary import Vocabulary
 
 CATEGORY = "a string, an integer, a boolean or null"
 NUMBER = "a finite number or null"
-LARGEST_SCALED = 1000.0  # beyond it a product of two numeric fields could leave float32
+LARGEST_SCALED = 100.0  # beyond it FM's sum of squares cancels: score and explain would differ by over 1e-5
 
 
 class EncodedRows(NamedTuple):
@@ -280,11 +280,13 @@ class _MultiEncoder:
 
 
 def _weight(weight: Any, at: int) -> float:
-    number: float = np.nan if weight is None else _number(weight, at)
-    if abs(number) <= LARGEST_SCALED:
-        return number
     expected = f"a weight between -{LARGEST_SCALED:g} and {LARGEST_SCALED:g}"
-    raise InputError(expected=expected, received=type_name(weight), instance=at, value=weight)
+    if weight is None:
+        raise InputError(expected=expected, received="null", instance=at)
+    number = _number(weight, at, expected=expected)
+    if not abs(number) <= LARGEST_SCALED:
+        raise InputError(expected=expected, received="a number outside", instance=at, value=weight)
+    return number
 
 
 class _NumericEncoder:
@@ -305,10 +307,12 @@ class _NumericEncoder:
         into.values[:, 0] = np.where(missing, 1.0, value)
 
     def _scaled(self, number: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._transform == "log1p":
-            return np.sign(number) * np.log1p(np.abs(number))
         with np.errstate(over="ignore"):  # beyond float64 is clipped like everything else that is too large
-            return np.clip((number - self._mean) / self._scale, -LARGEST_SCALED, LARGEST_SCALED)
+            if self._transform == "log1p":
+                scaled = np.sign(number) * np.log1p(np.abs(number))
+            else:
+                scaled = (number - self._mean) / self._scale
+        return np.clip(scaled, -LARGEST_SCALED, LARGEST_SCALED)
 
 
 def numbers(column: Sequence[Any]) -> NDArray[np.float64]:
@@ -319,13 +323,13 @@ def numbers(column: Sequence[Any]) -> NDArray[np.float64]:
     return result
 
 
-def _number(value: Any, at: int) -> float:
+def _number(value: Any, at: int, *, expected: str = NUMBER) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        raise InputError(expected=NUMBER, received=type_name(value), instance=at, value=value)
+        raise InputError(expected=expected, received=type_name(value), instance=at, value=value)
     try:
         number = float(value)
     except OverflowError:
         number = np.inf
     if np.isinf(number):
-        raise InputError(expected=NUMBER, received="a number beyond float64", instance=at, value=value)
+        raise InputError(expected=expected, received="a number beyond float64", instance=at, value=value)
     return number

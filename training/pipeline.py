@@ -26,7 +26,7 @@ class Options:
     artifacts: Path = Path("artifacts")
     checkpoints: Path = Path("checkpoints")
     device: str = "auto"
-    threads: int | None = None
+    threads: int = 1
     resume: bool = False
     restart: bool = False
 
@@ -36,8 +36,7 @@ def run(recipe: Recipe, options: Options) -> Path:
 
     A checkpoint is kept after every epoch under `checkpoints/<name>` and removed once the bundle is written.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     device, folder = choose_device(options.device), options.checkpoints / recipe.name
     if options.restart:
         shutil.rmtree(folder, ignore_errors=True)
