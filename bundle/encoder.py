@@ -312,7 +312,7 @@ class _NumericEncoder:
                 scaled = np.sign(number) * np.log1p(np.abs(number))
             else:
                 scaled = (number - self._mean) / self._scale
-        return np.clip(scaled, -LARGEST_SCALED, LARGEST_SCALED)
+        return np.asarray(np.clip(scaled, -LARGEST_SCALED, LARGEST_SCALED))
 
 
 def numbers(column: Sequence[Any]) -> NDArray[np.float64]:

@@ -1,13 +1,20 @@
 """Tiny real bundles: a real log file, fitted, exported and verified once for the whole test run."""
 
 import csv
+import json
 import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from training import demo_log
+from training.demo import write_recipes
 from training.pipeline import Options, run
-from training.recipe import check
+from training.recipe import check, load
 
 TINY_MODELS = {
     "lr": {},
@@ -68,3 +75,35 @@ def bundles(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids_only = tiny_recipe(log, "fm", fields=IDS_ONLY_FIELDS, name="ids-only-fm")
     run(check(ids_only, origin="of the tests"), options)
     return root
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m training demo` leaves: the log, its truth, four recipes, and four bundles in artifacts/."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo_log.write(folder)
+    options = Options(artifacts=folder / "artifacts", checkpoints=folder / "checkpoints", device="cpu")
+    for path in write_recipes(folder):
+        run(load(path), options)
+    return folder
+
+
+Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
+
+
+@pytest.fixture(scope="session")
+def started() -> Started:
+    """`with started(*flags) as (process, url)`: the service as a process of its own, on a free port."""
+
+    @contextmanager
+    def start(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        command = [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", *flags]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            try:
+                url = next(said["url"] for said in map(json.loads, process.stderr) if "url" in said)
+                yield process, url
+            finally:
+                process.kill()
+
+    return start

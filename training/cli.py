@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
     except (TrainingError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         place = f"{str(error.filename)!r}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
@@ -47,7 +52,7 @@ def _infer(options: argparse.Namespace) -> None:
     print(describe(inferred))
     if options.output:
         _refuse_overwriting(options.output)
-        options.output.write_text(render_recipe(inferred))
+        options.output.write_text(render_recipe(inferred, folder=options.output.parent))
         say(f"wrote {options.output}: read it, then run  python -m training fit {options.output}")
 
 

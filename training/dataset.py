@@ -37,16 +37,16 @@ class Part:
     source: Source
     choose: Choose | None = None
     held_out: bool = False  # whether the rows that `choose` marks are this part, or all others
+    chosen_by: str | None = None  # the column `choose` looks at
 
     def chunks(
         self, kinds: Mapping[str, Kind], numbers: Sequence[str] = (), *, keep: Sequence[str] = (), what: str
     ) -> Iterator[Chunk]:
         """Stream the rows as raw columns of these kinds, with a progress bar that says `what` is being done."""
-        for name in (*kinds, *numbers, *keep):
-            self.source.require(name)
+        needed = dict.fromkeys([*kinds, *numbers, *keep, *([self.chosen_by] if self.chosen_by else [])])
         first, unit = 0, "rows" if self.source.format == "parquet" else "B"
         with bar(total=self.source.total, what=what, unit=unit) as progress:
-            for batch in self.source.batches(progress=progress.update):
+            for batch in self.source.batches([*needed], progress=progress.update):
                 positions = first + np.arange(batch.num_rows)
                 columns: dict[str, Column] = {
                     name: column_values(batch.column(name), kind, name=name, source=self.source, first_row=first)
@@ -111,12 +111,14 @@ def open_parts(recipe: Recipe) -> tuple[Part, Part]:
     if split.column:
         source.require(split.column)
     choose = validation_rows(split, source, seed=recipe.fit.seed)
-    return Part(source, choose), Part(source, choose, held_out=True)
+    return Part(source, choose, chosen_by=split.column), Part(source, choose, held_out=True, chosen_by=split.column)
 
 
-def read(part: Part, encoder: Encoder, recipe: Recipe, *, what: str) -> Dataset:
-    """Encode a part into memory: 4 bytes an id and, where the schema needs them, 4 a value."""
-    weight, label = recipe.data.weight, recipe.data.label
+def read(part: Part, encoder: Encoder, recipe: Recipe, *, weight: str | None = None, what: str) -> Dataset:
+    """Encode a part into memory: 4 bytes an id and, where the schema needs them, 4 a value. `weight` is a column."""
+    if encoder.schema.size > np.iinfo(np.int32).max:
+        raise DataError(f"{encoder.schema.size:,} features, training takes 2^31: hash into fewer buckets")
+    label = recipe.data.label
     ids, values, labels, weights = [], [], [], []
     for rows, chunk in part.encoded(encoder, [label, *([weight] if weight else [])], what=what):
         ids.append(rows.ids.astype(np.int32))

@@ -204,17 +204,22 @@ def _check_labels(run: Run) -> None:
         raise DataError(f"every validation label is {found[0]:g}: fit.monitor = auc needs both classes")
 
 
+def refuse_unfinished(checkpoints: Path, *, resume: bool) -> None:
+    """TrainingError where an unfinished run would be lost; asked for before any data are read."""
+    saved = None if resume else checkpoint.load(checkpoints)
+    if saved:
+        raise TrainingError(
+            f"{checkpoints} holds an unfinished run ({saved.progress.epoch} epochs): "
+            "continue it with --resume, or start again with --restart"
+        )
+
+
 def _saved(run: Run, *, resume: bool) -> Checkpoint | None:
-    saved = checkpoint.load(run.checkpoints)
+    saved = checkpoint.load(run.checkpoints) if resume else None
     if saved is None:
         if resume:
             say(f"nothing to resume in {run.checkpoints}: starting at epoch 1")
         return None
-    if not resume:
-        raise TrainingError(
-            f"{run.checkpoints} holds an unfinished run ({saved.progress.epoch} epochs): "
-            "continue it with --resume, or start again with --restart"
-        )
     before, now = saved.progress.fingerprint, run.fingerprint
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import Categorical, Kind, Multi, Numeric
 from bundle.schema import Source as Side
-from training.columns import is_list, is_string, plain
+from training.columns import entries, is_list, is_string, plain
 from training.sources import Source, numbers_of
 
 SAMPLE_ROWS = 200_000
@@ -29,13 +29,33 @@ SKEWED = 2.0  # an exponential distribution has skewness 2
 LONGEST_LIST = 4096
 SEPARATORS = "|;,"
 
-USER_WORDS = "user member customer visitor viewer reader subscriber buyer account age gender sex occupation zip".split()
-ITEM_WORDS = (
-    "item app movie film product ad ads advertiser genre genres title song track artist album book video article "
-    "category categories brand price seller sku"
-).split()
-ID_WORDS = frozenset("id code zip postcode sku".split())
-TIME_WORDS = frozenset("time timestamp datetime date ts created updated".split())
+SIDES: dict[Side, frozenset[str]] = {
+    "user": frozenset(
+        {"user", "member", "customer", "visitor", "viewer", "reader", "subscriber", "buyer", "account"}
+        | {"age", "gender", "sex", "occupation", "zip"}
+    ),
+    "item": frozenset(
+        {
+            "item",
+            "app",
+            "movie",
+            "film",
+            "product",
+            "ad",
+            "song",
+            "track",
+            "artist",
+            "album",
+            "book",
+            "video",
+            "article",
+        }
+        | {"advertiser", "seller", "sku", "genre", "title", "category", "categories", "brand", "price"}
+    ),
+}
+NO_IDS = frozenset({"age", "price"})
+ID_WORDS = frozenset({"id", "code", "zip", "postcode", "sku"})
+TIME_WORDS = frozenset({"time", "timestamp", "datetime", "date", "ts", "created", "updated"})
 EPOCHS = (1, 10**3, 10**6, 10**9)  # seconds, and what divides them
 EPOCH_SECONDS = (5e8, 5e9)  # 1985 to 2128
 
@@ -178,7 +198,7 @@ def _distinct(present: pa.Array) -> int:
     if is_list(present.type):
         return _distinct(pc.list_flatten(present))
     if pa.types.is_map(present.type):
-        return _distinct(_keys(present))
+        return _distinct(entries(present)[0])
     try:
         return int(pc.count_distinct(present).as_py())
     except pa.ArrowNotImplementedError:  # a struct, for one, which is left out anyway
@@ -210,7 +230,8 @@ def _judge(name: str, present: pa.Array, *, distinct: int, missing: int) -> tupl
 
 def _map(present: pa.Array, side: Side) -> tuple[Kind, str]:
     """Maps {category: weight}: what libFM gives, where a category and a number are maps of one entry, too."""
-    counts, weights, keys = np.diff(present.offsets.to_numpy()), present.items.to_numpy(zero_copy_only=False), _keys(present)
+    keys, items = entries(present)
+    counts, weights = np.diff(present.offsets.to_numpy()), items.to_numpy(zero_copy_only=False)
     if counts.max() > 1:
         return Multi(source=side, max_len=_rounded_up(int(counts.max()))), "several values in a row, with weights"
     if (weights == 1).all():
@@ -285,10 +306,6 @@ def _rounded_up(length: int) -> int:
     return min(1 << max(length - 1, 0).bit_length(), LONGEST_LIST)
 
 
-def _keys(maps: pa.Array) -> pa.Array:
-    return maps.keys
-
-
 def _has_fractions(present: pa.Array) -> bool:
     return bool(pa.types.is_floating(present.type)) and bool((present.to_numpy() % 1 != 0).any())
 
@@ -299,7 +316,7 @@ def _is_time(name: str, present: pa.Array) -> bool:
     words = _words(name)
     if not (pa.types.is_integer(present.type) or pa.types.is_floating(present.type)):
         return False
-    if not (TIME_WORDS.intersection(words) or words[-1:] == ["at"]):
+    if TIME_WORDS.isdisjoint(words) and words[-1:] != ["at"]:
         return False
     low, high = pc.min(present).as_py(), pc.max(present).as_py()
     return any(EPOCH_SECONDS[0] <= low / unit and high / unit <= EPOCH_SECONDS[1] for unit in EPOCHS)
@@ -307,19 +324,16 @@ def _is_time(name: str, present: pa.Array) -> bool:
 
 def _is_id(name: str) -> bool:
     words = _words(name)
-    whole = "".join(words)
-    entities = {*USER_WORDS, *ITEM_WORDS} - {"age", "price"}
-    return whole.removesuffix("id") in entities or bool(words) and words[-1] in ID_WORDS
+    entities = frozenset().union(*SIDES.values()) - NO_IDS
+    return "".join(words).removesuffix("id") in entities or not ID_WORDS.isdisjoint(words[-1:])
 
 
 def _side(name: str) -> Side:
     """Whose property a column is, guessed by the first word of its name that tells."""
     for word in _words(name):
-        singular = word.removesuffix("id").removesuffix("s")
-        if singular in USER_WORDS or word in USER_WORDS:
-            return "user"
-        if singular in ITEM_WORDS or word in ITEM_WORDS:
-            return "item"
+        for side, known in SIDES.items():
+            if {word, word.removesuffix("s"), word.removesuffix("id")} & known:
+                return side
     return "context"
 
 

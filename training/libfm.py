@@ -6,15 +6,17 @@ category, a number, a weighted list) is the recipe's to say.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 FIELD_TYPE = pa.map_(pa.int64(), pa.float64())
 LARGEST_INDEX = 2**63 - 1
+BATCH_ROWS = 8_192  # every token is a Python object on its way: larger batches are slower
 
 Token = tuple[int, float]
 
@@ -87,18 +89,27 @@ def scan(rows: Iterable[LabelledTokens], field_map: Mapping[int, str] | None) ->
     return Layout(layout.fields, layout.field_of, count)
 
 
-def batches(rows: Iterable[LabelledTokens], layout: Layout, *, label: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def batches(rows: Iterable[LabelledTokens], layout: Layout, *, label: str) -> Iterator[pa.RecordBatch]:
     """Columns `label` and one of maps for each field; a field without a token in a row is null."""
     rows = iter(rows)
     schema = schema_of(layout, label=label)
-    while batch := list(islice(rows, batch_rows)):
+    while batch := list(islice(rows, BATCH_ROWS)):
         fields = zip(*(layout.by_field(row) for row in batch), strict=True)
-        columns = [pa.array([tokens or None for tokens in field], FIELD_TYPE) for field in fields]
+        columns = [_maps(field) for field in fields]
         yield pa.record_batch([pa.array([row.label for row in batch], pa.float64()), *columns], schema=schema)
 
 
 def schema_of(layout: Layout, *, label: str) -> pa.Schema:
     return pa.schema([(label, pa.float64()), *((name, FIELD_TYPE) for name in layout.fields)])
+
+
+def _maps(rows: Sequence[list[Token]]) -> pa.Array:
+    counts = np.array([len(tokens) for tokens in rows], np.int32)
+    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int32)])
+    tokens = list(chain.from_iterable(rows))
+    offsets = pa.array(ends, pa.int32(), mask=np.append(counts == 0, False))
+    indices = pa.array([index for index, _ in tokens], pa.int64())
+    return pa.MapArray.from_arrays(offsets, indices, pa.array([value for _, value in tokens], pa.float64()))
 
 
 def parse_field_map(lines: Iterable[str]) -> dict[int, str]:
@@ -150,6 +161,6 @@ def _number(line: int, text: str, what: str) -> float:
 
 def _count_differs(row: LabelledTokens, expected: int) -> str:
     return (
-        f"this row has {len(row.tokens)} values, the rows before it {expected}: positions cannot tell the fields apart. "
-        "Give a field map, a file with lines of 'index field_name'"
+        f"this row has {len(row.tokens)} values, the rows before it {expected}, so positions cannot tell the fields "
+        "apart: give a field map, a file with lines of 'index field_name'"
     )

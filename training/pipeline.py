@@ -12,7 +12,7 @@ from bundle.schema import Kind
 from training.dataset import Part, digest, open_parts, read
 from training.errors import RecipeError
 from training.export import Trained, export, package_versions
-from training.fit import Run, choose_device, fit
+from training.fit import Run, choose_device, fit, refuse_unfinished
 from training.infer import infer
 from training.progress import say
 from training.recipe import Recipe
@@ -40,16 +40,18 @@ def run(recipe: Recipe, options: Options) -> Path:
     device, folder = choose_device(options.device), options.checkpoints / recipe.name
     if options.restart:
         shutil.rmtree(folder, ignore_errors=True)
+    refuse_unfinished(folder, resume=options.resume)
     train_part, validation_part = open_parts(recipe)
     learnt = fit_schema(train_part, field_kinds(recipe, train_part))
     encoder = Encoder(learnt.schema, learnt.vocabularies)
-    train = read(train_part, encoder, recipe, what="encoding training rows")
+    train = read(train_part, encoder, recipe, weight=recipe.data.weight, what="encoding training rows")
     validation = read(validation_part, encoder, recipe, what="encoding validation rows")
     say(
         f"{recipe.name}: {len(train):,} training and {len(validation):,} validation rows, "
         f"{len(learnt.schema.fields)} fields, {learnt.schema.size:,} features, {recipe.key} on {device}"
     )
-    data_sha256 = digest(*(part.source.path for part in (train_part, validation_part)))
+    field_map = [recipe.data.field_map] if recipe.data.field_map else []
+    data_sha256 = digest(train_part.source.path, validation_part.source.path, *field_map)
     fitted = fit(
         Run(
             recipe=recipe,
@@ -79,13 +81,15 @@ def run(recipe: Recipe, options: Options) -> Path:
 
 
 def field_kinds(recipe: Recipe, part: Part) -> Mapping[str, Kind]:
-    """The recipe's fields, or the inferred ones of every column but label and weight."""
+    """The recipe's fields, or the inferred ones of every column but label, weight and what marks the split."""
     taken = {recipe.data.label, recipe.data.weight}
     if recipe.fields is not None:
         if used := sorted(taken & recipe.fields.keys() - {None}, key=str):
             raise RecipeError(f"{used[0]!r} is the label or the weight and cannot be a field, too")
         kinds: Mapping[str, Kind] = recipe.fields
     else:
+        split = recipe.data.split
+        taken |= {split.column} if split and split.by in ("column", "time") else set()
         inferred = infer(part.source, recipe.data.label).fields
         kinds = {name: kind for name, kind in inferred.items() if name not in taken}
     if not kinds:

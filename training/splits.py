@@ -1,6 +1,7 @@
 """Which rows of one file are for validation: by fraction, column, group or time."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 
 import numpy as np
@@ -60,7 +61,7 @@ def _by_group(column: str, fraction: float, seed: int, source: Source) -> Choose
 def _by_time(column: str, fraction: float, source: Source) -> Choose:
     times, first = [np.empty(0)], 0
     for batch in source.batches([column]):
-        times.append(numbers_of(batch.column(0), name=column, source=source, first_row=first))
+        times.append(_times(batch.column(0), column, source, first))
         first += batch.num_rows
     whole = np.concatenate(times)
     if not len(whole):
@@ -68,9 +69,18 @@ def _by_time(column: str, fraction: float, source: Source) -> Choose:
     threshold = np.quantile(whole, 1 - fraction, method="higher")
 
     def choose(batch: pa.RecordBatch, first: int) -> Rows:
-        return np.asarray(numbers_of(batch.column(column), name=column, source=source, first_row=first) >= threshold)
+        return np.asarray(_times(batch.column(column), column, source, first) >= threshold)
 
     return choose
+
+
+def _times(cells: pa.Array, column: str, source: Source, first: int) -> NDArray[np.float64]:
+    """Numbers, timestamps, or in a text file ISO 8601."""
+    for instant in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        if source.is_text and pa.types.is_string(cells.type):
+            with suppress(pa.ArrowInvalid):
+                cells = cells.cast(instant)
+    return numbers_of(cells, name=column, source=source, first_row=first)
 
 
 def _where(

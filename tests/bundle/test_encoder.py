@@ -149,7 +149,7 @@ def test_quantile_edges_belong_to_the_bucket_above(hour: float, bucket: int) -> 
         ("age", -(10**300), -100.0),
         ("spend", 0, 0.0),
         ("spend", math.e - 1, 1.0),
-        ("spend", -1.7e308, -709.72684),
+        ("spend", -1.7e308, -100.0),
     ],
 )
 def test_scaled_numbers(field: str, number: float, value: float) -> None:
@@ -226,8 +226,8 @@ SECRET = "secret"
         ("tags", ["fun", [SECRET]], "an array"),
         ("tags", ["fun", None], "null inside the array"),
         ("tags", {SECRET: None}, "null"),
-        ("tags", {SECRET: math.nan}, "a number"),
-        ("tags", {SECRET: 1e4}, "a number"),
+        ("tags", {SECRET: math.nan}, "a number outside"),
+        ("tags", {SECRET: 1e4}, "a number outside"),
         ("tags", {SECRET: SECRET}, "a string"),
         ("words", [math.nan], "null inside the array"),
         ("age", SECRET, "a string"),

@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
@@ -14,24 +14,11 @@ import pytest
 
 from service.errors import Problem
 
-
-@contextmanager
-def started(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The running program and its URL."""
-    command = [sys.executable, "-m", "service", "--port", "0", "--provider", "cpu", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        try:
-            for line in process.stderr:
-                if "url" in (said := json.loads(line)):
-                    break
-            yield process, said["url"]
-        finally:
-            process.kill()
+Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: int) -> None:
+def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: int, started: Started) -> None:
     with started("--bundles", str(bundles)) as (process, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         answer = httpx.post(f"{url}/v1/models/tiny-fm:predict", json={"instances": [{}]})
@@ -40,7 +27,7 @@ def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: i
         assert process.wait(timeout=10) == code
 
 
-def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path) -> None:
+def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path, started: Started) -> None:
     with started("--bundles", str(bundles), "--max-body-bytes", "1000") as (_, url):
         chunks = (b" " * 500 for _ in range(3))
         response = httpx.post(f"{url}/v1/models/tiny-fm:predict", content=chunks)
@@ -49,7 +36,7 @@ def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path) -> None:
         assert httpx.post(f"{url}/v1/models/tiny-fm:predict", content=fitting).status_code == 200
 
 
-def test_every_line_of_the_log_is_json(tmp_path: Path) -> None:
+def test_every_line_of_the_log_is_json(tmp_path: Path, started: Started) -> None:
     with started("--bundles", str(tmp_path), "--log-level", "debug") as (process, url):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:

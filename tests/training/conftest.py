@@ -71,7 +71,7 @@ def prepare(tmp_path: Path) -> Callable[..., Run]:
         return Run(
             recipe=recipe,
             schema=schema,
-            train=read(train, encoder, recipe, what="testing"),
+            train=read(train, encoder, recipe, weight=recipe.data.weight, what="testing"),
             validation=read(validation, encoder, recipe, what="testing"),
             device=torch.device("cpu"),
             checkpoints=folder / "checkpoints",

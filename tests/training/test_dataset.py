@@ -29,7 +29,7 @@ def encode(path: Path, fields: dict[str, Any] = USER_AND_APP, *, task: str = "bi
     part, _ = open_parts(recipe)
     assert recipe.fields is not None
     learnt = fit_schema(part, recipe.fields)
-    return read(part, Encoder(learnt.schema, learnt.vocabularies), recipe, what="testing")
+    return read(part, Encoder(learnt.schema, learnt.vocabularies), recipe, weight=recipe.data.weight, what="testing")
 
 
 def write(folder: Path, **columns: Any) -> Path:

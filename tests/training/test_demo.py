@@ -13,31 +13,18 @@ import pytest
 import bundle
 from bundle import Predictor
 from training import demo_log
-from training.demo import check_port, curl_lines, write_recipes
+from training.demo import check_port, curl_lines
 from training.demo_log import PLANTED, ROWS, planted_sign
 from training.errors import TrainingError
-from training.pipeline import Options, run
-from training.recipe import load
 
 Row = dict[str, Any]
 EXPLAINED_ROWS = 2_000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo folder, all four models trained."""
-    folder = tmp_path_factory.mktemp("demo")
-    demo_log.write(folder)
-    options = Options(artifacts=folder / "artifacts", checkpoints=folder / "checkpoints", device="cpu", threads=1)
-    for path in write_recipes(folder):
-        run(load(path), options)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(folder: Path) -> list[Row]:
+def rows(demo_folder: Path) -> list[Row]:
     """Raw rows of the log, as a client would send them."""
-    with (folder / "log.csv").open(newline="") as file:
+    with (demo_folder / "log.csv").open(newline="") as file:
         return [_row(line) for line in islice(csv.DictReader(file), EXPLAINED_ROWS)]
 
 
@@ -46,8 +33,8 @@ def _row(line: dict[str, str]) -> Row:
     return row | {"genres": line["genres"].split("|"), "age": int(line["age"]) if line["age"] else None}
 
 
-def open_demo(folder: Path, key: str) -> Predictor:
-    return bundle.open(folder / "artifacts" / f"demo-{key}" / "1")
+def open_demo(demo_folder: Path, key: str) -> Predictor:
+    return bundle.open(demo_folder / "artifacts" / f"demo-{key}" / "1")
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -59,8 +46,8 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     assert first != other
 
 
-def test_the_log_has_the_promised_shape(folder: Path) -> None:
-    with (folder / "log.csv").open(newline="") as file:
+def test_the_log_has_the_promised_shape(demo_folder: Path) -> None:
+    with (demo_folder / "log.csv").open(newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["installed", "user", "country", "age", "device", "network", "hour", "app", "genres"]
     assert len(lines) == ROWS == 60_000
@@ -73,8 +60,8 @@ def test_the_log_has_the_promised_shape(folder: Path) -> None:
     assert 0.01 < columns["age"].count("") / ROWS < 0.03
 
 
-def test_the_ground_truth_is_recorded(folder: Path) -> None:
-    truth = json.loads((folder / "truth.json").read_text())
+def test_the_ground_truth_is_recorded(demo_folder: Path) -> None:
+    truth = json.loads((demo_folder / "truth.json").read_text())
     assert truth["label"] == "installed"
     assert [tuple(pair["fields"]) for pair in truth["pairs"]] == [pair.fields for pair in PLANTED]
     assert truth["main_effects"]["device"]["phone"] == 0.5
@@ -92,8 +79,10 @@ def test_planted_sign_by_hand() -> None:
 
 
 @pytest.mark.parametrize("pair", PLANTED, ids=lambda pair: " × ".join(pair.fields))
-def test_a_planted_pair_moves_the_labels_and_neither_field_alone_does(folder: Path, pair: demo_log.PlantedPair) -> None:
-    with (folder / "log.csv").open(newline="") as file:
+def test_a_planted_pair_moves_the_labels_and_neither_field_alone_does(
+    demo_folder: Path, pair: demo_log.PlantedPair
+) -> None:
+    with (demo_folder / "log.csv").open(newline="") as file:
         lines = [(float(line["installed"]), _row(line)) for line in csv.DictReader(file)]
     labels = np.array([label for label, _ in lines])
     signs = np.array([planted_sign(pair, row) for _, row in lines])
@@ -101,17 +90,17 @@ def test_a_planted_pair_moves_the_labels_and_neither_field_alone_does(folder: Pa
 
 
 @pytest.mark.parametrize("key", ["fm", "afm", "ifm"])
-def test_the_planted_pairs_are_found(folder: Path, key: str) -> None:
+def test_the_planted_pairs_are_found(demo_folder: Path, key: str) -> None:
     """All n of them among the 2n strongest of the 28 pairs, by mean |contribution| on the validation rows."""
-    pairs = open_demo(folder, key).bundle.report["mean_absolute_contribution"]["pairs"]
+    pairs = open_demo(demo_folder, key).bundle.report["mean_absolute_contribution"]["pairs"]
     strongest = sorted(pairs, key=lambda pair: -pair["contribution"])[: 2 * len(PLANTED)]
     assert len(pairs) == 28
     assert {frozenset(pair.fields) for pair in PLANTED} <= {frozenset(pair["fields"]) for pair in strongest}
 
 
 @pytest.mark.parametrize("key", ["fm", "afm", "ifm"])
-def test_their_signs_are_right(folder: Path, rows: list[Row], key: str) -> None:
-    explained = open_demo(folder, key).explain(rows, top_k=28)
+def test_their_signs_are_right(demo_folder: Path, rows: list[Row], key: str) -> None:
+    explained = open_demo(demo_folder, key).explain(rows, top_k=28)
     for pair in PLANTED:
         signs = np.array([planted_sign(pair, row) for row in rows])
         contributions = np.array([contribution_of(pair.fields, one) for one in explained])
@@ -124,16 +113,16 @@ def contribution_of(fields: tuple[str, str], explained: bundle.explanation.RowEx
 
 
 @pytest.mark.parametrize("key", ["fm", "nfm", "afm", "ifm"])
-def test_every_model_learns(folder: Path, key: str) -> None:
-    assert open_demo(folder, key).bundle.report["metrics"]["auc"] > 0.75
+def test_every_model_learns(demo_folder: Path, key: str) -> None:
+    assert open_demo(demo_folder, key).bundle.report["metrics"]["auc"] > 0.75
 
 
-def test_only_nfm_leaves_a_residual(folder: Path) -> None:
-    assert [key for key in ("fm", "nfm", "afm", "ifm") if not open_demo(folder, key).manifest.exact] == ["nfm"]
+def test_only_nfm_leaves_a_residual(demo_folder: Path) -> None:
+    assert [key for key in ("fm", "nfm", "afm", "ifm") if not open_demo(demo_folder, key).manifest.exact] == ["nfm"]
 
 
-def test_the_lines_to_try_ask_predict_explain_and_rank(folder: Path) -> None:
-    model = open_demo(folder, "afm")
+def test_the_lines_to_try_ask_predict_explain_and_rank(demo_folder: Path) -> None:
+    model = open_demo(demo_folder, "afm")
     lines = curl_lines(model, port=8123).splitlines()
     requests = [line for line in lines if line.startswith("curl")]
     urls = [line.split()[2] for line in requests]

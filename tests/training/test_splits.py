@@ -1,6 +1,7 @@
 """Training and validation rows of one file: every row is in exactly one part, the same in every pass."""
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from bundle import Categorical
 from training.dataset import Part, open_parts
 from training.errors import DataError
-from training.recipe import check
+from training.recipe import Split, check
+from training.sources import open_source
+from training.splits import validation_rows
 
 ROWS = 70_000  # more than one batch
 
@@ -125,3 +128,14 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_text("label,user,time\n0,u1,5\n1,u2,later\n")
     with pytest.raises(DataError, match=r"line 3, column 'time': expected a number, got 'later'"):
         parts(path, by="time", column="time")
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
+def test_times_of_a_text_file_may_be_iso_8601(tmp_path: Path, form: str) -> None:
+    days = [datetime(2024, 1, 1) + timedelta(days=day) for day in (5, 0, 9, 3, 7, 1, 8, 2, 6, 4)]
+    path = tmp_path / "log.csv"
+    path.write_text("when,x\n" + "".join(f"{day.strftime(form)},{at}\n" for at, day in enumerate(days)))
+    source = open_source(path)
+    choose = validation_rows(Split(by="time", column="when", fraction=0.2), source, seed=1)
+    (batch,) = source.batches(["when"])
+    assert np.flatnonzero(choose(batch, 0)).tolist() == [2, 6]
