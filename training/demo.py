@@ -2,7 +2,6 @@
 
 import json
 import socket
-import tomllib
 from pathlib import Path
 
 import bundle
@@ -77,12 +76,12 @@ l2 = { embedding = 1e-3 }
 
 
 def write_recipes(folder: Path) -> list[Path]:
-    """One recipe a model beside the log, to read, change and run again."""
+    """One recipe a model beside the log, to read, change and run again; one that is there already is kept."""
     paths = []
     for key, model in MODELS.items():
         path = folder / f"{key}.toml"
-        path.write_text(FIELDS.replace("{key}", key) + model + FIT)
-        tomllib.loads(path.read_text())
+        if not path.exists():
+            path.write_text(FIELDS.replace("{key}", key) + model + FIT)
         paths.append(path)
     return paths
 
@@ -119,14 +118,14 @@ def check_port(port: int) -> None:
 
 def curl_lines(model: Predictor, *, port: int) -> str:
     """Requests made of the bundle's own example row: predict, explain and rank."""
-    example = model.bundle.golden_rows[0]
-    items = {field.name for field in model.schema.fields if field.kind.source == "item"}
-    context = {name: value for name, value in example.items() if name not in items}
-    candidates = [{name: row[name] for name in items & row.keys()} for row in model.bundle.golden_rows[:8]]
+    rows, items = model.bundle.golden_rows, model.manifest.split.candidate
+    unknown = model.encoder.unknown(model.encoder.rows(rows).ids).any(axis=1)
+    whole = [row for at, row in enumerate(rows) if not unknown[at] and row.keys() >= {*items}]
+    context = {name: value for name, value in rows[0].items() if name not in items}
     bodies = {
-        "predict": {"instances": [example]},
-        "explain": {"instances": [example], "top_k": 3},
-        "rank": {"context": context, "candidates": [row for row in candidates if row], "top_k": 3},
+        "predict": {"instances": [rows[0]]},
+        "explain": {"instances": [rows[0]], "top_k": 3},
+        "rank": {"context": context, "candidates": [{name: row[name] for name in items} for row in whole[:4]]},
     }
     url = f"http://127.0.0.1:{port}/v1/models/{model.manifest.name}"
     lines = [f"curl -s {url}:{verb} -d '{json.dumps(body)}'" for verb, body in bodies.items()]
