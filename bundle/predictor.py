@@ -26,6 +26,10 @@ class Predictor:
         self.explanations = Session(bundle.path, self.manifest.graphs["explain"], provider=provider, threads=threads)
         self._replay()
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"<{manifest.name} version {manifest.version}: {manifest.key}, {manifest.task}, {self.score.chosen}>"
+
     def predict(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """Predictions [B] for B raw rows: probabilities for binary, values for regression, logits for ranking."""
         return self.manifest.predictions(self.logits(self.encoder.rows(rows)))

@@ -108,7 +108,7 @@ def open_verified(path: Path) -> Bundle:
     vocabulary that fit together.
     """
     if not (path / MANIFEST).is_file():
-        raise BundleInvalid(path, f"there is no {MANIFEST} in it")
+        raise BundleInvalid(path, f"there is no {MANIFEST} in it (a bundle is a folder <name>/<version>)")
     raw = (path / MANIFEST).read_bytes()
     with _blaming(path, MANIFEST):
         manifest = Manifest.model_validate_json(raw)

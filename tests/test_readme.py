@@ -36,7 +36,7 @@ def test_the_request_gets_the_answer_that_is_printed(demo_folder: Path, started:
     assert [tuple(pair["fields"]) for pair in explained["pairs"]] == shown
     prediction = re.search(r'"prediction": ([\d.]+)', printed)
     assert prediction
-    assert explained["prediction"] == pytest.approx(float(prediction[1]), abs=0.05)
+    assert explained["prediction"] == pytest.approx(float(prediction[1]), abs=0.01)
     parts = [explained["bias"], explained["residual"], explained["remaining"]["contribution"]]
     parts += [term["contribution"] for term in explained["fields"] + explained["pairs"]]
     assert sum(parts) == pytest.approx(explained["logit"], abs=1e-5)

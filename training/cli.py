@@ -265,7 +265,9 @@ def _add_score(commands: Any) -> None:
     )
     parser.add_argument("bundle", type=Path, help="a bundle folder, artifacts/<name>/<version>")
     parser.add_argument("data", type=Path, help="a file with the same columns as the training file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="Parquet file to write; one that exists is replaced"
+    )
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="copy this column to the output")
     _add_field_map(parser)
 
@@ -321,8 +323,15 @@ def _add_field_map(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="where bundles go")
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), help="where unfinished runs are kept")
+    parser.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="where bundles go (default: artifacts)"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        help="where unfinished runs are kept (default: checkpoints)",
+    )
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one"
     )

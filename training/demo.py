@@ -119,8 +119,8 @@ def check_port(port: int) -> None:
 def curl_lines(model: Predictor, *, port: int) -> str:
     """Requests made of the bundle's own example row: predict, explain and rank."""
     rows, items = model.bundle.golden_rows, model.manifest.split.candidate
-    unknown = model.encoder.unknown(model.encoder.rows(rows).ids).any(axis=1)
-    whole = [row for at, row in enumerate(rows) if not unknown[at] and row.keys() >= {*items}]
+    known = [not any(row) for row in model.encoder.unknown(model.encoder.rows(rows).ids).tolist()]
+    whole = [row for row, all_known in zip(rows, known, strict=True) if all_known and row.keys() >= {*items}]
     context = {name: value for name, value in rows[0].items() if name not in items}
     bodies = {
         "predict": {"instances": [rows[0]]},

@@ -43,6 +43,8 @@ def score(model: Predictor, data: Path, output: Path, *, keep: list[str], field_
 
     Returns the number of rows. The output appears only when it is whole.
     """
+    if output.suffix != ".parquet":
+        raise DataError(f"{str(output)!r}: scores are written as Parquet, give a name that ends in .parquet")
     part = Part(open_source(data, field_map=field_map))
     for at, name in enumerate(keep):
         part.source.require(name)

@@ -1,5 +1,6 @@
 """The loop: batches, loss, optimiser, validation, early stopping, checkpoints."""
 
+import difflib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,8 +117,10 @@ def make_optimizer(model: Model, settings: Fit) -> torch.optim.Optimizer:
         used.add(prefix)
         groups.setdefault(settings.l2[prefix] if prefix else 0.0, []).append(parameter)
     if unmatched := sorted(settings.l2.keys() - used):
-        known = ", ".join(name for name, _ in model.named_parameters())
-        raise RecipeError(f"fit.l2: no parameter is called {unmatched[0]!r} (known: {known})")
+        known = [name for name, _ in model.named_parameters()]
+        nearest = difflib.get_close_matches(unmatched[0], known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise RecipeError(f"fit.l2: no parameter is called {unmatched[0]!r}{hint} (known: {', '.join(known)})")
     grouped: Any = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
     fused = all(parameter.device.type == "cpu" for parameter in model.parameters())
     if settings.optimizer == "adam":

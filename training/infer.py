@@ -250,12 +250,24 @@ def _list(lengths: pa.Array, distinct: int, side: Side) -> tuple[Kind, str]:
 
 
 def _string(present: pa.Array, distinct: int, side: Side) -> tuple[Kind, str]:
+    stray = _stray_among_numbers(present)
+    if stray is not None:
+        return Numeric(source=side), f"numbers, but for cells such as {stray!r:.40}: mend those, fit refuses them"
     separator = _separator(present.unique().to_pylist())
     if separator is None:
         return _categorical(distinct, side, why="strings")
     parts = pc.split_pattern(present, separator)
     kind, why = _list(pc.list_value_length(parts), _distinct(parts), side)
     return kind.model_copy(update={"separator": separator}), f"{why}, separated by {separator!r}"
+
+
+def _stray_among_numbers(present: pa.Array) -> str | None:
+    """A cell that is no number in a column of numbers with fractions, where those are a few; else None."""
+    matches = pc.match_substring_regex(present, r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)\s*$")
+    stray = present.filter(pc.invert(matches))
+    fractions = pc.match_substring(present.filter(matches), ".")
+    few = 0 < len(stray) <= 0.05 * len(present) and pc.any(fractions).as_py()
+    return str(stray[0].as_py()) if few else None
 
 
 def _separator(values: Sequence[str]) -> str | None:

@@ -188,6 +188,10 @@ def _shown(where: list[str]) -> str:
 
 
 def _message(error: Any) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return (
+            f"expected a-z, 0-9, - and _, at most 64 of them, the first a letter or digit, got {error['input']!r:.80}"
+        )
     text = str(error["msg"]).removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r:.80}"
     return text[0].lower() + text[1:] + given

@@ -140,7 +140,11 @@ def test_each_missing_file_is_named(tiny: Path) -> None:
     assert names > FILES
     for name in names:
         (tiny / name).rename(tiny.parent / name)
-        assert refusal(tiny) == ("there is no manifest.json in it" if name == "manifest.json" else f"{name} is missing")
+        assert refusal(tiny) == (
+            "there is no manifest.json in it (a bundle is a folder <name>/<version>)"
+            if name == "manifest.json"
+            else f"{name} is missing"
+        )
         (tiny.parent / name).rename(tiny / name)
     bundle.open(tiny)
 

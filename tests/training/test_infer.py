@@ -215,3 +215,12 @@ def test_the_table_shows_every_column(tmp_path: Path) -> None:
     assert lines[1] == 'label "label": binary'
     assert lines[-2].split() == ["user", "string", "2", "0", "categorical", "strings"]
     assert lines[-1].split()[:6] == ["version", "int64", "1", "0", "left", "out"]
+
+
+def test_a_few_bad_cells_do_not_turn_numbers_into_categories(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    prices = [f"{price % 40 / 4}" for price in range(1, 100)]
+    path.write_text("y,price\n" + "".join(f"{at % 2},{price}\n" for at, price in enumerate([*prices, "12.5O"])))
+    (price,) = infer(open_source(path), "y").proposals
+    assert isinstance(price.kind, Numeric)
+    assert "12.5O" in price.why
