@@ -13,7 +13,7 @@ from bundle.vocabulary import Vocabulary
 
 CATEGORY = "a string, an integer, a boolean or null"
 NUMBER = "a finite number or null"
-LARGEST_SCALED = 100.0  # beyond it FM's sum of squares cancels: score and explain would differ by over 1e-5
+LARGEST = 1e6  # of a scaled number and of a weight: products of two, and sums of those, stay inside float32
 
 
 class EncodedRows(NamedTuple):
@@ -82,6 +82,8 @@ class Encoder:
         """Encode a list of {field: raw value}. A field left out is missing; an unknown field name is an error."""
         known = set(self.schema.names)
         for instance, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise InputError(expected="an object {field: value}", received=type_name(row), instance=instance)
             if not row.keys() <= known:
                 self._refuse_name(row, instance=instance)
         return self._encode({name: [row.get(name) for row in rows] for name in self.schema.names}, len(rows))
@@ -280,11 +282,11 @@ class _MultiEncoder:
 
 
 def _weight(weight: Any, at: int) -> float:
-    expected = f"a weight between -{LARGEST_SCALED:g} and {LARGEST_SCALED:g}"
+    expected = f"a weight between -{LARGEST:g} and {LARGEST:g}"
     if weight is None:
         raise InputError(expected=expected, received="null", instance=at)
     number = _number(weight, at, expected=expected)
-    if not abs(number) <= LARGEST_SCALED:
+    if not abs(number) <= LARGEST:
         raise InputError(expected=expected, received="a number outside", instance=at, value=weight)
     return number
 
@@ -312,7 +314,7 @@ class _NumericEncoder:
                 scaled = np.sign(number) * np.log1p(np.abs(number))
             else:
                 scaled = (number - self._mean) / self._scale
-        return np.asarray(np.clip(scaled, -LARGEST_SCALED, LARGEST_SCALED))
+        return np.asarray(np.clip(scaled, -LARGEST, LARGEST))
 
 
 def numbers(column: Sequence[Any]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from bundle.encoder import EncodedRows, Row, canonical
 from bundle.schema import FeatureSchema, Multi
 from bundle.store import Bundle
 
-NEGLIGIBLE = 1e-9  # a hundredth of what changes a float32 logit of 1
+NEGLIGIBLE = 1e-9  # of the sum of all |terms|: a hundredth of what a float32 can tell apart
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -105,7 +105,7 @@ def explain(
 
     `rows` are the raw rows (for the values of multi-valued fields), `logits` [B] the score graph's own answer, and
     `arrays` the outputs of the explain graph: bias [], field [B, F], slot [B, S], pair [B, P], residual [B] and sizes.
-    Of the pairs, those that a float32 logit can feel (NEGLIGIBLE) compete for `top_k`; ties keep schema order.
+    Of the pairs, those that are not NEGLIGIBLE compete for `top_k`; ties keep schema order.
     """
     named = _Names(bundle, arrays)
     known = ~bundle.encoder.unknown(encoded.ids)
@@ -125,7 +125,8 @@ class _Names:
     ) -> RowExplanation:
         bias, residual = float(self._arrays["bias"]), float(self._arrays["residual"][at])
         fields, pairs = self._arrays["field"][at], self._arrays["pair"][at]
-        shown = [p for p in np.argsort(-np.abs(pairs), kind="stable")[:top_k].tolist() if abs(pairs[p]) > NEGLIGIBLE]
+        least = NEGLIGIBLE * (abs(bias) + float(np.abs(fields).sum() + np.abs(pairs).sum()) + abs(residual))
+        shown = [p for p in np.argsort(-np.abs(pairs), kind="stable")[:top_k].tolist() if abs(pairs[p]) > least]
         rest = np.delete(pairs, shown)
         return RowExplanation(
             prediction=prediction,

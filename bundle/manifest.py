@@ -19,6 +19,7 @@ Axis = Literal["pair", "field"]
 GraphName = Literal["score", "explain"]
 Name = Annotated[str, StringConstraints(pattern=rf"\A{NAME_PATTERN}\z")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+TERMS = ("bias", "field", "slot", "pair", "residual")  # what every explain graph answers, beside the sizes
 _CLIP = re.compile(r"clip\((\S+), (\S+)\)")
 
 
@@ -87,6 +88,13 @@ class Manifest(Strict):
             raise ValueError(f"the name {self.name!r} is reserved")
         if set(self.graphs) != {"score", "explain"}:
             raise ValueError("a bundle has the graphs score and explain")
+        for graph in self.graphs.values():
+            if graph.inputs not in (("ids",), ("ids", "values")):
+                raise ValueError("a graph takes ids, or ids and values")
+        outputs = {"score": {"logit"}, "explain": {*TERMS, *(size.name for size in self.sizes)}}
+        for name, graph in self.graphs.items():
+            if set(graph.outputs) != outputs[name]:
+                raise ValueError(f"the {name} graph answers {', '.join(sorted(outputs[name]))}")
         parse_link(self.link)
         return self
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bundle import explanation
 from bundle.encoder import EncodedRows, Row
-from bundle.errors import BundleInvalid
+from bundle.errors import BundleInvalid, InputError, RuntimeRefused
 from bundle.explanation import RowExplanation
 from bundle.session import Provider, Session
 from bundle.store import Bundle, open_verified
@@ -41,7 +41,9 @@ class Predictor:
         return self.score.run(encoded)["logit"]
 
     def explain(self, rows: Sequence[Row], *, top_k: int = 10) -> list[RowExplanation]:
-        """One explanation a row, with its `top_k` strongest pairs."""
+        """One explanation a row, with its `top_k` strongest pairs. Raises InputError for a negative `top_k`."""
+        if top_k < 0:
+            raise InputError(expected="top_k of 0 or more", received=str(top_k))
         return self.explain_encoded(rows, self.encoder.rows(rows), top_k=top_k)
 
     def explain_encoded(self, rows: Sequence[Row], encoded: EncodedRows, *, top_k: int) -> list[RowExplanation]:
@@ -53,7 +55,10 @@ class Predictor:
 
     def _replay(self) -> None:
         encoded, golden = self.encoder.rows(self.bundle.golden_rows), self.bundle.golden_answers
-        answers = {"logit": self.logits(encoded), **self.explanations.run(encoded)}
+        try:
+            answers = {"logit": self.logits(encoded), **self.explanations.run(encoded)}
+        except RuntimeRefused as error:
+            raise BundleInvalid(self.bundle.path, str(error)) from error
         scale = 1.0 + sum(np.abs(answers[name]).sum(axis=1) for name in ("field", "pair")) + np.abs(answers["residual"])
         limit = REPLAY_TOLERANCE if self.score.chosen == "cpu" else FOREIGN_TOLERANCE
         for name, expected in golden.items():

@@ -40,9 +40,13 @@ class Session:
             self._session = _create(folder / graph.file, "cpu", threads)
 
     def run(self, rows: EncodedRows) -> dict[str, NDArray[np.float32]]:
-        """Every output of the graph by name, for B encoded rows."""
+        """Every output of the graph by name, for B encoded rows. Raises RuntimeRefused where onnxruntime fails."""
         feed = {name: getattr(rows, name) for name in self.graph.inputs}
-        return dict(zip(self.graph.outputs, self._session.run(list(self.graph.outputs), feed), strict=True))
+        try:
+            outputs = self._session.run(list(self.graph.outputs), feed)
+        except Exception as error:  # onnxruntime raises a family of its own that shares only this base
+            raise RuntimeRefused(f"onnxruntime cannot run {self.graph.file}: {error}") from error
+        return dict(zip(self.graph.outputs, outputs, strict=True))
 
 
 def _create(path: Path, provider: str, threads: int) -> Any:

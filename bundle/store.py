@@ -115,6 +115,7 @@ def open_verified(path: Path) -> Bundle:
     _verify_files(path, manifest)
     with _blaming(path, SCHEMA):
         schema = FeatureSchema.model_validate_json((path / SCHEMA).read_bytes())
+        _verify_schema(manifest, schema)
     with _blaming(path, VOCABULARY):
         loaded = vocabulary.load(path / VOCABULARY)
         vocabularies = {schema.names[position]: values for position, values in loaded.items()}
@@ -122,6 +123,8 @@ def open_verified(path: Path) -> Bundle:
     digest = hashlib.sha256(raw).hexdigest()
     bundle = Bundle(path, manifest, digest, schema, vocabularies, encoder)
     _verify_golden(bundle)
+    with _blaming(path, REPORT):
+        _ = bundle.report
     return bundle
 
 
@@ -164,8 +167,33 @@ def _verify_golden(bundle: Bundle) -> None:
     with _blaming(bundle.path, GOLDEN_ANSWERS):
         answers = bundle.golden_answers
     expected = {"logit", *bundle.manifest.graphs["explain"].outputs}
-    if set(answers) != expected or not rows or answers["logit"].shape != (len(rows),):
+    if set(answers) != expected or not rows:
         raise BundleInvalid(bundle.path, f"{GOLDEN_ANSWERS} does not answer the rows of {GOLDEN_ROWS}")
+    for name, shape in _shapes(bundle, len(rows)).items():
+        if answers[name].shape != shape:
+            raise BundleInvalid(bundle.path, f"{GOLDEN_ANSWERS}: {name} has shape {answers[name].shape}, not {shape}")
+    if bundle.manifest.exact and np.any(answers["residual"]):
+        raise BundleInvalid(bundle.path, f"{MANIFEST} says exact, but {GOLDEN_ANSWERS} has a residual")
+
+
+def _shapes(bundle: Bundle, rows: int) -> dict[str, tuple[int, ...]]:
+    schema, axes = bundle.schema, {size.name: size.axis for size in bundle.manifest.sizes}
+    by_axis = {"field": (rows, len(schema.fields)), "pair": (rows, len(schema.pairs))}
+    slot = (rows, sum(schema.widths))
+    return (
+        {"logit": (rows,), "bias": (), "residual": (rows,), "slot": slot}
+        | by_axis
+        | {name: by_axis[axis] for name, axis in axes.items()}
+    )
+
+
+def _verify_schema(manifest: Manifest, schema: FeatureSchema) -> None:
+    """ValueError where the manifest speaks of other fields than the schema."""
+    sides = {side: tuple(f.name for f in schema.fields if (f.kind.source == "item") == side) for side in (False, True)}
+    if (manifest.split.context, manifest.split.candidate) != (sides[False], sides[True]):
+        raise ValueError(f"the split in {MANIFEST} does not name its fields")
+    if any(("values" in graph.inputs) != schema.needs_values for graph in manifest.graphs.values()):
+        raise ValueError(f"the graphs in {MANIFEST} do not take what its fields need")
 
 
 def _describe_file(path: Path) -> File:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig
-from models.interactions import FactorModel, bi_interaction
+from models.interactions import FactorModel
 
 
 class FM(FactorModel):
@@ -26,7 +26,7 @@ class FM(FactorModel):
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
         e_BFK = self.embed(ids_BS, values_BS)
-        pairs_B: Tensor = self.dropout(bi_interaction(e_BFK)).sum(1)
+        pairs_B: Tensor = self.dropout(self.bi_interaction(e_BFK)).sum(1)
         return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + pairs_B
 
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:

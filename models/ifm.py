@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_dropout, require_widths
-from models.interactions import FactorModel, bi_interaction
+from models.interactions import FactorModel
 from models.mlp import mlp
 
 
@@ -49,7 +49,7 @@ class IFM(FactorModel):
         e_BFK = self.embed(ids_BS, values_BS)
         factor_BF = self.fen(e_BFK)
         slot_BS = self.slot_terms(ids_BS, values_BS) * self._factor_of_slot(factor_BF)
-        pairs_BK = bi_interaction(e_BFK * factor_BF.unsqueeze(2))
+        pairs_BK = self.bi_interaction(e_BFK * factor_BF.unsqueeze(2))
         pairs_B: Tensor = self.dropout(pairs_BK).sum(1)
         return self.bias + slot_BS.sum(1) + pairs_B
 

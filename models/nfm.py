@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig, require_dropout, require_widths
-from models.interactions import FactorModel, bi_interaction
+from models.interactions import FactorModel
 from models.mlp import ACTIVATIONS, Activation, mlp
 
 
@@ -62,7 +62,7 @@ class NFM(FactorModel):
         return self._affine
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
-        bi_BK = bi_interaction(self.embed(ids_BS, values_BS))
+        bi_BK = self.bi_interaction(self.embed(ids_BS, values_BS))
         return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + self.network(bi_BK)
 
     def network(self, bi_BK: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class NFM(FactorModel):
         slot_BS = self.slot_terms(ids_BS, values_BS)
         e_BFK = self.embed(ids_BS, values_BS)
         if not self.exact:
-            return self.explanation(slot_BS, residual_B=self.network(bi_interaction(e_BFK)))
+            return self.explanation(slot_BS, residual_B=self.network(self.bi_interaction(e_BFK)))
         shift, slope_K = self._shift_and_slope()
         return self.explanation(slot_BS, bias=self.bias + shift, pair_BP=self.pair_dots(e_BFK * slope_K, e_BFK))
 

@@ -17,8 +17,10 @@ def rank(loaded: Runtime, request: RankRequest, settings: Settings) -> RankAnswe
         slots = loaded.schema.slots[loaded.schema.names.index(name)]
         candidates.ids[:, slots], candidates.values[:, slots] = context.ids[0, slots], context.values[0, slots]
     loaded.count(candidates, "rank")
-    scores = loaded.manifest.predictions(loaded.logits(candidates))
-    best = np.argsort(-scores, kind="stable")[: request.top_k or settings.top_k]
+    logits = loaded.logits(candidates)
+    scores = loaded.manifest.predictions(logits)
+    # By logit: a link never reverses an order, but a clip makes many candidates equal.
+    best = np.argsort(-logits, kind="stable")[: request.top_k or settings.top_k]
     return RankAnswer(
         model=loaded.manifest.name,
         version=loaded.manifest.version,

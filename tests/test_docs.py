@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bundle import EncodedRows
-from bundle.encoder import LARGEST_SCALED
+from bundle.encoder import LARGEST
 from bundle.schema import Categorical, Hash, Multi, Numeric
 from bundle.session import Session
 from models import MODELS, Layout, Model
@@ -195,7 +195,7 @@ def by_kind(text: str, kinds: set[str]) -> set[Row]:
 
 
 def test_the_range_of_scaled_numbers_is_documented() -> None:
-    assert f"clipped to ±{LARGEST_SCALED:g}:" in doc("data.md")
+    assert f"clipped to ±{LARGEST:,.0f}:" in doc("data.md")
 
 
 def test_the_recipe_in_the_docs_is_one() -> None:

@@ -78,7 +78,7 @@ def test_the_demo_prints_requests_that_work(demo_folder: Path, started: Started)
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_make_demo_trains_then_serves_on_the_port_asked_for() -> None:
-    command = ["make", "--dry-run", "--always-make", "demo", "PORT=8123"]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", "demo", "PORT=8123"]
     steps = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout
     train, serve = steps.splitlines()[-2:]
     assert train.endswith("python -m training demo --port 8123")

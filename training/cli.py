@@ -1,13 +1,14 @@
 """The command line: composition root of training."""
 
 import argparse
+import difflib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NoReturn
 
 import bundle
 from bundle import BundleError
@@ -26,7 +27,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one sentence on standard error and exit code 1."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        _refuse_flag(options.parser, unknown[0])
     try:
         options.command(options)
         sys.stdout.flush()
@@ -44,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; what was finished is kept (fit: continue with --resume)", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _refuse_flag(parser: argparse.ArgumentParser, given: str) -> NoReturn:
+    flags = [flag for flag in parser.format_usage().replace("[", " ").split() if flag.startswith("--")]
+    nearest = difflib.get_close_matches(given.partition("=")[0], flags, n=1)
+    parser.error(f"unknown {given!r:.80}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 
 def _infer(options: argparse.Namespace) -> None:
@@ -179,8 +188,9 @@ def _command(
         description=dedent(description),
         epilog="example:\n  " + example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, parser=parser)
     return parser
 
 
@@ -322,6 +332,13 @@ def _add_field_map(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--field-map", type=Path, metavar="FILE", help="libFM only: lines of 'index field'")
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
+    return number
+
+
 def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--artifacts", type=Path, default=Path("artifacts"), help="where bundles go (default: artifacts)"
@@ -336,5 +353,8 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads (default: 1, the fastest for small batches, and repeatable)"
+        "--threads",
+        type=_positive,
+        default=1,
+        help="CPU threads (default: 1, the fastest for small batches, and repeatable)",
     )

@@ -96,6 +96,7 @@ class Dataset:
     values: NDArray[np.float32] | None
     labels: NDArray[np.float32]
     weights: NDArray[np.float32] | None
+    label_range: tuple[float, float]  # before rounding to float32
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,11 +131,17 @@ def read(part: Part, encoder: Encoder, recipe: Recipe, *, weight: str | None = N
     if not sum(map(len, labels)):
         raise DataError(f"{part.source.path.name!r}: no rows to work with ({what})")
     whole = np.concatenate(labels)
+    if recipe.task == "binary":
+        whole = zero_one(whole, label)
+    weighed = np.concatenate(weights) if weight else None
+    if weighed is not None and not weighed.any():
+        raise DataError(f"{part.source.path.name!r}: every weight {weight!r} is 0")
     return Dataset(
         ids=np.concatenate(ids),
         values=np.concatenate(values) if values else None,
-        labels=(zero_one(whole, label) if recipe.task == "binary" else whole).astype(np.float32),
-        weights=np.concatenate(weights).astype(np.float32) if weight else None,
+        labels=whole.astype(np.float32),
+        weights=None if weighed is None else weighed.astype(np.float32),
+        label_range=(float(whole.min()), float(whole.max())),
     )
 
 

@@ -45,10 +45,6 @@ class Trained:
     validation: Dataset
     data_sha256: str
 
-    @property
-    def label_range(self) -> tuple[float, float]:
-        return float(self.train.labels.min()), float(self.train.labels.max())
-
 
 def export(trained: Trained, root: Path) -> Path:
     """Write the next version of the bundle under `root` and return its folder.
@@ -83,14 +79,16 @@ def _manifest(
     trained: Trained, model: Model, graphs: dict[GraphName, Graph], version: int, files: dict[str, File]
 ) -> Manifest:
     recipe, fields = trained.recipe, trained.schema.fields
-    link = "sigmoid" if recipe.task == "binary" else clip_link(*trained.label_range) if recipe.clip else "identity"
+    link = (
+        "sigmoid" if recipe.task == "binary" else clip_link(*trained.train.label_range) if recipe.clip else "identity"
+    )
     return Manifest(
         name=recipe.name,
         version=version,
         key=recipe.key,
         task=recipe.task,
         link=link,
-        label=Label(column=recipe.data.label, low=trained.label_range[0], high=trained.label_range[1]),
+        label=Label(column=recipe.data.label, low=trained.train.label_range[0], high=trained.train.label_range[1]),
         hyper_parameters={**asdict(recipe.config), "fit": recipe.fit.model_dump()},
         graphs=graphs,
         sizes=tuple(Size(name=name, axis=axis) for name, axis in model.sizes.items()),
@@ -157,7 +155,7 @@ def _report(trained: Trained, sessions: dict[GraphName, Session]) -> dict[str, A
     metrics = (
         binary_metrics(labels, scores)
         if trained.recipe.task == "binary"
-        else regression_metrics(labels, scores, trained.label_range)
+        else regression_metrics(labels, scores, trained.train.label_range)
     )
     return {
         "metrics": _finite(metrics),

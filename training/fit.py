@@ -47,10 +47,6 @@ class Run:
     checkpoints: Path
     fingerprint: dict[str, Any]
 
-    @property
-    def label_range(self) -> tuple[float, float]:
-        return float(self.train.labels.min()), float(self.train.labels.max())
-
 
 def build_model(recipe: Recipe, schema: FeatureSchema) -> Model:
     """A fresh model, seeded by the recipe."""
@@ -58,7 +54,7 @@ def build_model(recipe: Recipe, schema: FeatureSchema) -> Model:
     layout = Layout(num_features=schema.size, widths=schema.widths, needs_values=schema.needs_values)
     try:
         return MODELS[recipe.key](layout, recipe.config)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot get the memory
         raise RecipeError(f"model {recipe.key!r}: {error}") from None
 
 
@@ -172,7 +168,7 @@ def validation_metrics(run: Run, logits: NDArray[np.float64]) -> dict[str, float
     labels = run.validation.labels.astype(np.float64)
     if run.recipe.task == "binary":
         return binary_metrics(labels, logits)
-    return regression_metrics(labels, logits, run.label_range)
+    return regression_metrics(labels, logits, run.train.label_range)
 
 
 def _batches(rows: int, size: int) -> Iterator[Tensor]:
@@ -199,7 +195,7 @@ def _copy(model: Model) -> checkpoint.Tensors:
 def _check_labels(run: Run) -> None:
     if len(run.train) < 2:
         raise DataError("training needs at least 2 rows")
-    low, high = run.label_range
+    low, high = run.train.label_range
     if low == high:
         raise DataError(f"every training label is {low:g}: there is nothing to learn from one class")
     found = np.unique(run.validation.labels)

@@ -21,12 +21,11 @@ Row = dict[str, Any]
 def golden_rows(
     schema: FeatureSchema, vocabularies: dict[str, Vocabulary], data: Sequence[Dataset], *, seed: int
 ) -> list[Row]:
-    """COUNT rows or fewer: the first all known, one with every field missing, one with every value unknown, one with
-    every list full, the others mixed. None encodes to a row of `data`; rows that cannot be drawn otherwise are left
-    out."""
+    """COUNT rows or fewer: the first all known, one with every list full, mixed ones, one with every value unknown and
+    one with every field missing. None encodes to a row of `data`; rows that cannot be drawn otherwise are left out."""
     draw = _Draw(schema, vocabularies, np.random.default_rng(seed))
     encoder = Encoder(schema, vocabularies)
-    kinds = ["known", "missing", "unknown", "full", *["mixed"] * (COUNT - 4)]
+    kinds = ["known", "full", *["mixed"] * (COUNT - 4), "unknown", "missing"]
     rows = [row for kind in kinds if (row := _unseen(draw, kind, encoder, data)) is not None]
     return rows or [draw.row("unknown")]
 

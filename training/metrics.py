@@ -26,8 +26,10 @@ def binary_metrics(labels: Numbers, logits: Numbers) -> dict[str, float]:
 def auc(labels: Numbers, scores: Numbers) -> float:
     """Area under the ROC curve: the chance that a positive outranks a negative, ties counting one half.
 
-    NaN where one of the classes is absent.
+    NaN where one of the classes is absent or a score is NaN.
     """
+    if np.isnan(scores).any():
+        return float("nan")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_ranks = np.cumsum(counts) - (counts - 1) / 2
     positives = labels == 1

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -62,7 +62,7 @@ class Fit(Strict):
     patience: int = Field(default=4, ge=1, description="stop after so many epochs without a better validation metric")
     monitor: Metric | None = Field(default=None, description="default: rmse for regression, log_loss for binary")
     seed: int = Field(default=2017, ge=0, lt=2**31)
-    l2: dict[str, float] = Field(default={}, description="parameter name or prefix → lambda")
+    l2: dict[str, Annotated[float, Field(ge=0)]] = Field(default={}, description="parameter name or prefix → lambda")
     unknown_share: float = Field(default=0.005, ge=0, lt=1, description="values replaced by unknown in training")
     missing_share: float = Field(default=0.0, ge=0, lt=1, description="fields replaced by missing in training")
 
@@ -142,7 +142,7 @@ def check(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: st
 
 def _check_model(recipe: Recipe, origin: str) -> None:
     key = recipe.model.get("key")
-    if key not in MODELS:
+    if not isinstance(key, str) or key not in MODELS:
         raise RecipeError(f"recipe {origin}: {_unknown('model.key', str(key), list(MODELS))}")
     known = [field.name for field in dataclass_fields(MODELS[key].Config)]
     for option in recipe.model:

@@ -56,13 +56,14 @@ def _fitter(kind: Kind) -> _Fitter:
         case Numeric():
             return _Moments()
         case Categorical() | Multi():
-            return _Counts() if kind.hash is None else _Nothing()
+            return _Counts(kind) if kind.hash is None else _Nothing()
 
 
 class _Counts:
     """How often each category occurs, in order of first appearance."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Categorical | Multi) -> None:
+        self._longest = kind.max_len if isinstance(kind, Multi) and kind.truncate else None
         self._counts: dict[str, int] = {}
 
     def see(self, column: Column) -> None:
@@ -73,7 +74,7 @@ class _Counts:
                     self._add(column.values[codes[at]], int(counts[at]), int(first[at]))
             return
         for row, cell in enumerate(column):
-            for value in cell if isinstance(cell, list | tuple | dict | np.ndarray) else [cell]:
+            for value in list(cell)[: self._longest] if isinstance(cell, list | tuple | dict | np.ndarray) else [cell]:
                 self._add(value, 1, row)
 
     def _add(self, value: object, count: int, row: int) -> None:

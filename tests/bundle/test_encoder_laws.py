@@ -24,7 +24,7 @@ categories = (
     | st.integers(-(2**53), 2**53).map(float)
 )
 missing = st.none() | st.just(math.nan)
-weights = st.integers(-100, 100) | st.floats(-100, 100)
+weights = st.integers(-1000, 1000) | st.floats(-1e6, 1e6)
 numbers = st.integers(-(10**300), 10**300) | st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
 kinds = st.one_of(

@@ -195,3 +195,14 @@ def encoded() -> tuple[torch.Tensor, torch.Tensor]:
 
 def pad(field: list[tuple[int, float]], width: int) -> list[tuple[int, float]]:
     return field + [(0, 0.0)] * (width - len(field))
+
+
+def test_one_large_value_costs_fm_no_digits() -> None:
+    """½[(Σe)² − Σe²] would lose them all: a served FM sums without squares."""
+    torch.manual_seed(3)
+    layout = Layout(num_features=9, widths=(1, 1, 1), needs_values=True)
+    model = MODELS["fm"](layout, MODELS["fm"].Config(embedding_dim=8, init_std=0.5)).eval()
+    ids, values = torch.tensor([[1, 4, 7]]), torch.tensor([[1e6, 1.0, 1.0]])
+    terms = model.explain(ids, values).terms
+    total = terms.bias + terms.field.sum() + terms.pair.sum()
+    assert abs(model(ids, values) - total) <= 1e-6 * (1 + terms.field.abs().sum() + terms.pair.abs().sum())

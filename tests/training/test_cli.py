@@ -182,3 +182,17 @@ def test_it_runs_as_a_module(tiny: str, tmp_path: Path) -> None:
     verified, refused = training("bundle", "verify", tiny), training("bundle", "verify", "absent")
     assert (verified.returncode, verified.stderr) == (0, "")
     assert (refused.returncode, refused.stderr.startswith("error: bundle 'absent'")) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("fit --trian log.csv", "unknown '--trian'; did you mean --train?"),
+        ("fit recipe.toml --resum", "unknown '--resum'; did you mean --resume?"),
+        ("fit recipe.toml --threads 0", "expected 1 or more, got 0"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_named(capsys: pytest.CaptureFixture[str], line: str, sentence: str) -> None:
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert sentence in capsys.readouterr().err

@@ -154,3 +154,7 @@ def test_the_digest_depends_on_every_byte_and_on_the_order(tmp_path: Path) -> No
     assert digest(second, first) != whole
     second.write_bytes(b"twO")
     assert digest(first, second) != whole
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
+    assert "every weight 'weight' is 0" in refusal(write(tmp_path, weight=[0, 0, 0, 0]), weight="weight")

@@ -75,7 +75,7 @@ def test_no_row_is_one_of_the_data(needs_values: bool) -> None:
 def dataset(encoder: Encoder, rows: list[Row]) -> Dataset:
     encoded = encoder.rows(rows)
     values = encoded.values if encoder.schema.needs_values else None
-    return Dataset(encoded.ids.astype(np.int32), values, np.zeros(len(rows), np.float32), None)
+    return Dataset(encoded.ids.astype(np.int32), values, np.zeros(len(rows), np.float32), None, (0.0, 0.0))
 
 
 def test_where_every_combination_is_in_the_data_only_unknown_and_missing_are_left() -> None:

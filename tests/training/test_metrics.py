@@ -98,3 +98,7 @@ def test_better_grows_for_auc_and_shrinks_for_errors() -> None:
     assert not better("rmse", 0.8, 0.8)
     assert better("rmse", 0.8, None)
     assert not any(better(metric, float("nan"), old) for metric in ("auc", "rmse") for old in (None, 0.5))
+
+
+def test_an_auc_of_nan_scores_is_none() -> None:
+    assert np.isnan(auc(np.array([0.0, 1.0]), np.array([np.nan, 1.0])))

@@ -165,3 +165,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"name = '\xff'")
     with pytest.raises(RecipeError, match="cannot read the recipe"):
         load(broken)
+
+
+@pytest.mark.parametrize("override", ['model.key=["fm"]', "fit.l2={ embedding = -1.0 }"])
+def test_values_of_the_wrong_sort_are_sentences(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(RecipeError, match=r"model\.key|fit\.l2\.embedding"):
+        load(path, [override])

@@ -60,7 +60,7 @@ def test_only_training_rows_are_learnt_from(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     columns = {"held": [1, 0, 0, 1], "app": ["b", "a", "b", "c"], "tags": ["y", "x", "z", "x"], "age": [99.0, 1, 3, 9]}
     pq.write_table(pa.table(columns), path)
-    part = Part(open_source(path), lambda batch, _: batch.column("held").to_numpy() == 1)
+    part = Part(open_source(path), lambda batch, _: batch.column("held").to_numpy() == 1, chosen_by="held")
     schema, vocabularies, rows = fit_schema(part, {"app": Categorical(), "tags": Multi(), "age": Numeric()})
     assert rows == 2
     assert vocabularies["app"].values() == ["a", "b"]
@@ -129,3 +129,10 @@ def test_a_refused_value_is_placed_and_quoted(tmp_path: Path) -> None:
     cells = pa.array([[1.0], [2.0], [1.5]], pa.list_(pa.float64()))
     with pytest.raises(DataError, match=r"'log.parquet', row 3, column 'field': expected a string, .*, got 1\.5"):
         fit_one(tmp_path, cells, Multi())
+
+
+def test_what_truncation_cuts_off_is_not_learnt(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"tags": [["a", "b", "c"], ["b"], ["a", "b", "d"]]}), path)
+    kinds = {"tags": Multi(max_len=2, truncate=True)}
+    assert fit_schema(Part(open_source(path)), kinds).vocabularies["tags"].values() == ["a", "b"]
