@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _blaming(path: Path, name: str) -> Iterator[None]:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "top level"
         raise BundleInvalid(path, f"{name} at {where}: {first['msg']}") from None
-    except (BundleError, BadZipFile, EOFError, LookupError, TypeError, ValueError) as error:
+    except (BundleError, BadZipFile, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise BundleInvalid(path, f"{name}: {error}") from error
 
 

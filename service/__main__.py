@@ -53,6 +53,10 @@ class _Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"facts": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        log.info("stopped")  # here and not after run(), which ends the process by the signal that stopped it
+
 
 def _bind(chosen: Settings) -> socket.socket:
     """A bound socket that does not listen yet: a client is turned away rather than kept waiting while bundles load."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, store
+from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused, store
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import FittedField
 from service import runtime
@@ -93,10 +93,9 @@ class Catalog:
             )
             _check_place(loaded, model.name, version)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
-            reason = error.reason if isinstance(error, BundleInvalid) else str(error) or type(error).__name__
-            model.rejected[str(version)] = reason
+            model.rejected[str(version)] = _reason(error)
             unforeseen = not isinstance(error, BundleError)
-            log.error("rejected", extra={"facts": facts | {"reason": reason}}, exc_info=unforeseen)
+            log.error("rejected", extra={"facts": facts | {"reason": str(error)}}, exc_info=unforeseen)
             return
         model.serving[str(version)] = loaded
         self._metrics.model_info.labels(model.name, str(version), loaded.digest, loaded.manifest.key).set(1)
@@ -154,6 +153,17 @@ def _names(root: Path) -> Iterator[str]:
         for name in found
         if re.fullmatch(NAME_PATTERN, name) and name not in RESERVED_NAMES and store.versions(root, name)
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why a version was refused, for clients to read. What onnxruntime said may hold paths: only the log has it."""
+    match error:
+        case (RuntimeRefused() as refused) | BundleInvalid(__cause__=RuntimeRefused() as refused):
+            return str(refused).removesuffix(f": {refused.__cause__}")
+        case BundleInvalid():
+            return error.reason
+        case _:
+            return "it could not be loaded; the log says why"
 
 
 def _check_place(loaded: Runtime, name: str, version: int) -> None:

@@ -78,7 +78,8 @@ class Recorder:
         if record.endpoint:
             self._metrics.requests.labels(record.endpoint, record.model, str(record.status)).inc()
             self._metrics.request_seconds.labels(record.endpoint, record.model).observe(seconds)
-        log.debug("request", extra={"facts": record.facts(seconds)})
+        level = logging.DEBUG if record.status < 400 else logging.INFO
+        log.log(level, "request", extra={"facts": record.facts(seconds)})
 
 
 def _request_id(scope: Scope) -> str:

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="debug, info, warning or error: the least level to log; debug adds a line for every request",
+        description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
+        "line at info, any other at debug",
     )
 
     @classmethod

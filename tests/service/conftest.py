@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from training.pipeline import Options, run
+from training.recipe import check
 
 
 class InProcess(httpx.BaseTransport):
@@ -52,6 +55,24 @@ def models(bundles: Path) -> list[str]:
     return sorted(path.name for path in bundles.glob("tiny-*"))
 
 
+@pytest.fixture(scope="module")
+def clipping(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Serves the regression clipped-fm, whose logits leave the range of its labels, 0 to 1, on both sides."""
+    root = tmp_path_factory.mktemp("clipping")
+    recipe = {
+        "name": "clipped-fm",
+        "task": "regression",
+        "clip": True,
+        "data": {"train": str(log), "label": "clicked"},
+        "fields": {"user": {"kind": "categorical"}, "app": {"kind": "categorical", "source": "item"}},
+        "model": {"key": "fm", "embedding_dim": 8},
+        "fit": {"epochs": 20, "patience": 20, "batch_size": 64, "optimizer": "adam", "learning_rate": 0.5},
+    }
+    run(check(recipe, origin="of the tests"), Options(artifacts=root, checkpoints=root / ".checkpoints", device="cpu"))
+    with running(create_app(Settings(bundles=root, provider="cpu"))) as client:
+        yield client
+
+
 @pytest.fixture
 def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""
@@ -64,6 +85,19 @@ def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
         return target
 
     return copy
+
+
+@pytest.fixture
+def reseal() -> Callable[[Path, str, bytes], None]:
+    """Puts another content into a file of a bundle, and what the manifest promises of it with it."""
+
+    def replace(path: Path, name: str, content: bytes) -> None:
+        (path / name).write_bytes(content)
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "length": len(content)}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    return replace
 
 
 @pytest.fixture

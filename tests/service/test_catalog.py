@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 from httpx import Client
 
+from service import runtime
 from service.errors import Problem
 
 Publish = Callable[[int], Path]
+Reseal = Callable[[Path, str, bytes], None]
 Serve = Callable[..., Client]
 
 
@@ -76,6 +78,41 @@ def test_a_broken_bundle_is_not_ready_and_says_why(publish: Publish, serve: Serv
     assert client.get("/v1/models/tiny-fm").json()["ready"] is False
     assert client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]}).status_code == 503
     assert "factorlens_ready 0.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("no graph", "onnxruntime cannot load score.onnx on cpu"), ("explain.onnx", "onnxruntime cannot run score.onnx")],
+)
+def test_what_onnxruntime_said_stands_in_the_log_only(
+    publish: Publish, reseal: Reseal, serve: Serve, caplog: pytest.LogCaptureFixture, content: str, said: str
+) -> None:
+    path = publish(1)
+    graph = path / content
+    reseal(path, "score.onnx", graph.read_bytes() if graph.exists() else content.encode())
+    client = serve()
+    assert reasons(client) == {1: said}
+    assert client.get("/readyz").json()["detail"].endswith(f"(version 1: {said})")
+    assert f"{said}: " in rejection(caplog)["reason"]
+
+
+def test_what_nobody_foresaw_stands_in_the_log_only(
+    publish: Publish, serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = publish(1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(runtime, "load", fail)
+    assert reasons(serve()) == {1: "it could not be loaded; the log says why"}
+    assert str(path) in rejection(caplog)["reason"]
+
+
+def rejection(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
+    """The facts of the one version that was rejected."""
+    (record,) = (record for record in caplog.records if record.getMessage() == "rejected")
+    return dict(vars(record)["facts"])
 
 
 def test_an_empty_folder_is_alive_not_ready_and_says_where_it_looked(serve: Serve, tmp_path: Path) -> None:

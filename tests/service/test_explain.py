@@ -60,6 +60,12 @@ def test_fields_name_their_values(client: Client) -> None:
     assert [value.value for value in empty.fields[2].values or []] == [None]
 
 
+def test_values_are_those_of_their_own_row_in_every_run(client: Client) -> None:
+    rows = [{"tags": [f"t{instance}"]} for instance in range(300)]
+    named = [each.fields[2].values for each in explain(client, "tiny-fm", instances=rows)]
+    assert [[value.value for value in values or []] for values in named] == [row["tags"] for row in rows]
+
+
 def test_sizes_stand_beside_the_terms(client: Client) -> None:
     sized = client.get("/v1/models/tiny-afm").json()["sizes"]
     assert sized == [{"name": "attention", "axis": "pair"}]

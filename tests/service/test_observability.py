@@ -111,10 +111,19 @@ def test_each_request_is_one_line_of_json(client: Client, lines: io.StringIO) ->
     client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]}, headers={"x-request-id": "mine"})
     client.post("/v1/models/new%0Aline:predict", content=b"\xff")
     first, second = map(json.loads, lines.getvalue().splitlines())
-    assert first.keys() >= {"time", "level", "event", "seconds"}
-    expected = {"request_id": "mine", "endpoint": "predict", "model": "tiny-fm", "version": 1, "status": 200}
+    assert first.keys() >= {"time", "seconds"}
+    expected = {
+        "event": "request",
+        "level": "debug",
+        "request_id": "mine",
+        "endpoint": "predict",
+        "model": "tiny-fm",
+        "version": 1,
+        "status": 200,
+    }
     assert first | expected == first
-    assert (second["model"], second["status"]) == ("-", 404)
+    assert second.keys() == first.keys()
+    assert (second["event"], second["level"], second["model"], second["status"]) == ("request", "info", "-", 404)
 
 
 def test_a_failure_is_logged_with_its_request_id(app: FastAPI, client: Client, lines: io.StringIO) -> None:
@@ -124,5 +133,6 @@ def test_a_failure_is_logged_with_its_request_id(app: FastAPI, client: Client, l
     app.add_api_route("/breaks", break_down, include_in_schema=False)
     answered = client.get("/breaks").headers["x-request-id"]
     failed, request = map(json.loads, lines.getvalue().splitlines())
-    assert (failed["level"], failed["request_id"], request["status"]) == ("error", answered, 500)
+    assert (failed["level"], failed["request_id"]) == ("error", answered)
+    assert (request["level"], request["request_id"], request["status"]) == ("info", answered, 500)
     assert "a planted failure" in failed["exception"]

@@ -25,6 +25,8 @@ def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: i
         assert len(answer.json()["predictions"]) == 1
         process.send_signal(sent)
         assert process.wait(timeout=10) == code
+        assert process.stderr
+        assert [json.loads(line)["event"] for line in process.stderr] == ["stopped"]
 
 
 def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path, started: Started) -> None:
@@ -37,7 +39,7 @@ def test_a_chunked_body_beyond_the_limit_is_a_413(bundles: Path, started: Starte
 
 
 def test_every_line_of_the_log_is_json(tmp_path: Path, started: Started) -> None:
-    with started("--bundles", str(tmp_path), "--log-level", "debug") as (process, url):
+    with started("--bundles", str(tmp_path)) as (process, url):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(b"not HTTP\r\n\r\n")
@@ -46,7 +48,7 @@ def test_every_line_of_the_log_is_json(tmp_path: Path, started: Started) -> None
         process.send_signal(signal.SIGINT)
         assert process.stderr
         events = [json.loads(line)["event"] for line in process.stderr]
-    assert events == ["Invalid HTTP request received.", "request"]
+    assert events == ["Invalid HTTP request received.", "request", "stopped"]
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
