@@ -14,9 +14,10 @@ import bundle
 from bundle import BundleError
 from models import MODELS
 from training.demo import demo
+from training.draft import describe, render_recipe
 from training.errors import RecipeError, TrainingError
 from training.evaluate import evaluate, score
-from training.infer import describe, infer, render_recipe
+from training.infer import infer
 from training.pipeline import Options, run
 from training.progress import say
 from training.recipe import Recipe, check, load

@@ -25,6 +25,7 @@ from training.progress import bar, say
 from training.recipe import Fit, Recipe
 
 EVALUATION_ROWS = 4096
+LOSS_STEPS = 50  # between two losses on the bar: reading one waits for the device
 
 
 class Fitted(NamedTuple):
@@ -86,7 +87,7 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     for epoch in range(len(curve) + 1, settings.epochs + 1):
         if epoch - best_epoch > settings.patience and best_epoch:
             break
-        curve.append(_epoch(run, model, optimizer, epoch))
+        curve.append(_epoch(run, model, optimizer, epoch, before=curve[-1][monitor] if curve else None))
         improved = better(monitor, curve[-1][monitor], curve[best_epoch - 1][monitor] if best_epoch else None)
         if improved:
             best_epoch, best = epoch, _copy(model)
@@ -136,15 +137,21 @@ def predict_logits(model: Model, data: Dataset, device: torch.device) -> NDArray
     return torch.cat(parts).cpu().numpy().astype(np.float64)
 
 
-def _epoch(run: Run, model: Model, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
-    """One pass over the training rows, then all metrics over the whole validation set."""
+def _epoch(
+    run: Run, model: Model, optimizer: torch.optim.Optimizer, epoch: int, *, before: float | None
+) -> dict[str, float]:
+    """One pass over the training rows, then all metrics over the whole validation set.
+
+    `before` is the validation metric of the epoch before; the bar shows it beside the loss and the rows per second.
+    """
     torch.manual_seed(run.recipe.fit.seed * 1_000_003 + epoch)
     loss_of, masking = LOSSES[run.recipe.task], Masking(run.schema, run.recipe.fit, run.device)
     model.train()
     started, total = time.perf_counter(), torch.zeros((), device=run.device)
     rows = 0
-    with bar(total=len(run.train), what=f"epoch {epoch}/{run.recipe.fit.epochs}") as progress:
-        for at in _batches(len(run.train), run.recipe.fit.batch_size):
+    metric = "" if before is None else f", {run.recipe.monitor} {before:.4f}"
+    with bar(total=len(run.train), what=f"epoch {epoch}/{run.recipe.fit.epochs}{metric}") as progress:
+        for step, at in enumerate(_batches(len(run.train), run.recipe.fit.batch_size)):
             ids, values = masking.apply(*_inputs(run.train, at, run.device))
             labels, weights = (_take(column, at, run.device) for column in (run.train.labels, run.train.weights))
             assert labels is not None
@@ -154,6 +161,8 @@ def _epoch(run: Run, model: Model, optimizer: torch.optim.Optimizer, epoch: int)
             optimizer.step()
             rows += len(at)
             total += loss.detach() * len(at)
+            if step % LOSS_STEPS == 0:
+                progress.set_postfix_str(f"loss {float(total) / rows:.4f}", refresh=False)
             progress.update(len(at))
     seconds = time.perf_counter() - started
     return {

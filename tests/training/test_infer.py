@@ -13,8 +13,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from bundle.schema import Categorical, Kind, Multi, Numeric
+from training.draft import describe, render_recipe
 from training.errors import DataError
-from training.infer import Inferred, Proposal, describe, infer, render_recipe
+from training.infer import Inferred, Proposal, infer
 from training.recipe import load
 from training.sources import open_source
 
