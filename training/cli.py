@@ -357,5 +357,5 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=_positive,
         default=1,
-        help="CPU threads (default: 1, the fastest for small batches, and repeatable)",
+        help="CPU threads (default: 1, steady and repeatable; try more with large batches)",
     )
