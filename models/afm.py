@@ -14,9 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.attention import Attention
 from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_positive
 from models.interactions import FactorModel
+from models.pooling import attentive_sum
 
 
 class AFM(FactorModel):
@@ -40,10 +42,18 @@ class AFM(FactorModel):
         self.p = nn.Parameter(torch.full((config.embedding_dim, 1), float(len(layout.pairs))))
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
-        products_BPK = self.dropout(self.pair_products(self.embed(ids_BS, values_BS)))
+        pairs_B = self._pooled(self.embed(ids_BS, values_BS))
+        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + pairs_B
+
+    def _pooled(self, e_BFK: Tensor) -> Tensor:
+        """pᵀ Σ a_ij (e_i ⊙ e_j), [B]."""
+        if self.training and e_BFK.device.type == "cpu":
+            of = self.attention
+            return attentive_sum(e_BFK, of.W, of.b, of.h / of.temperature, self.p, dropout=self.dropout.p)
+        products_BPK = self.dropout(self.pair_products(e_BFK))
         attention_BP: Tensor = self.attention(products_BPK)
         pooled_BK: Tensor = (attention_BP.unsqueeze(1) @ products_BPK).squeeze(1)
-        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + (pooled_BK @ self.p).squeeze(1)
+        return (pooled_BK @ self.p).squeeze(1)
 
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
         products_BPK = self.pair_products(self.embed(ids_BS, values_BS))
@@ -54,18 +64,3 @@ class AFM(FactorModel):
             pair_BP=attention_BP * dots_BP,
             sizes={"attention": attention_BP},
         )
-
-
-class Attention(nn.Module):
-    """a_ij: a softmax over the pairs of a row, [B, P, K] → [B, P]."""
-
-    def __init__(self, embedding_dim: int, attention_dim: int) -> None:
-        super().__init__()
-        self.W = nn.Parameter(nn.init.xavier_normal_(torch.empty(embedding_dim, attention_dim)))
-        self.b = nn.Parameter(torch.zeros(attention_dim))
-        self.h = nn.Parameter(torch.randn(attention_dim, 1))
-
-    def forward(self, products_BPK: Tensor) -> Tensor:
-        # Two dimensions: onnxruntime fuses MatMul, bias and ReLU, and is slow where an operand has one.
-        hidden = torch.addmm(self.b, products_BPK.flatten(0, 1), self.W).relu()
-        return (hidden @ self.h).reshape(products_BPK.shape[:2]).softmax(1)

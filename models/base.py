@@ -7,7 +7,7 @@ Shape suffixes, in every file of this package:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Literal, NamedTuple
@@ -82,7 +82,6 @@ class Model(nn.Module, ABC):
 
     Config: ClassVar[type]
     has_pairs: ClassVar[bool] = True
-    sizes: ClassVar[Sizes] = {}
 
     def __init__(self, layout: Layout, config: object) -> None:
         """Raises ValueError for a model with pairs and fewer than two fields."""
@@ -94,6 +93,8 @@ class Model(nn.Module, ABC):
         self.bias = nn.Parameter(torch.zeros(()))
         self.weight = nn.Parameter(torch.zeros(layout.num_features, 1))
         self.field_of_slot_FS = _field_of_slot(layout.widths)
+        # Rows of a table by their ids. Training puts a lookup with a cheaper gradient in its place.
+        self.lookup: Callable[[Tensor, Tensor], Tensor] = functional.embedding
 
     @abstractmethod
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
@@ -104,9 +105,23 @@ class Model(nn.Module, ABC):
         """The terms of the logit that `forward` gives in eval mode; in training mode a RuntimeError."""
 
     @property
+    def tables(self) -> dict[str, nn.Parameter]:
+        """`weight` and `embedding…`: a row for every feature, read only through `lookup`."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters(recurse=False)
+            if name == "weight" or name.startswith("embedding")
+        }
+
+    @property
     def exact(self) -> bool:
         """Whether the residual is 0 for every row."""
         return True
+
+    @property
+    def sizes(self) -> Sizes:
+        """What `explain` shows beside the terms; a class variable where it hangs on no option."""
+        return {}
 
     def inference(self) -> "Model":
         """The model to export: the same logits and terms, perhaps rewritten to run faster."""
@@ -114,7 +129,7 @@ class Model(nn.Module, ABC):
 
     def slot_terms(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
         """w_i x_i for every slot, [B, S]."""
-        weights_BS = functional.embedding(ids_BS, self.weight).squeeze(2)
+        weights_BS = self.lookup(ids_BS, self.weight).squeeze(2)
         return weights_BS if values_BS is None else weights_BS * values_BS
 
     def explanation(

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.base import Layout, Model
 from models.config import FactorConfig
@@ -11,17 +10,31 @@ from models.config import FactorConfig
 class FactorModel(Model):
     """A model that embeds every feature and lets the fields' vectors interact in pairs."""
 
-    def __init__(self, layout: Layout, config: FactorConfig) -> None:
+    def __init__(self, layout: Layout, config: FactorConfig, *, vectors: int = 1) -> None:
+        """A table of `vectors` vectors of embedding_dim for every feature."""
         super().__init__(layout, config)
-        table_NK = torch.empty(layout.num_features, config.embedding_dim)
-        self.embedding = nn.Parameter(nn.init.normal_(table_NK, std=config.init_std))
+        self.embedding = self.new_table(vectors * config.embedding_dim, config.init_std)
         first_P, second_P = torch.triu_indices(layout.fields, layout.fields, offset=1)
         self.first_P = nn.Buffer(first_P, persistent=False)
         self.second_P = nn.Buffer(second_P, persistent=False)
 
+    def new_table(self, columns: int, std: float) -> nn.Parameter:
+        """A row for every feature, drawn from N(0, std²), [N, columns]."""
+        return nn.Parameter(nn.init.normal_(torch.empty(self.layout.num_features, columns), std=std))
+
+    def drop_first_order(self) -> None:
+        """Every w_i is 0 for good: `weight` stays in the state, as zeros that no optimiser sees."""
+        zeros_N1 = torch.zeros_like(self.weight, requires_grad=False)
+        del self.weight
+        self.register_buffer("weight", zeros_N1)
+
     def embed(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
         """e_f = Σ x_i v_i over the slots of field f, [B, F, K]."""
-        vectors_BSK = functional.embedding(ids_BS, self.embedding)
+        return self.embed_from(self.embedding, ids_BS, values_BS)
+
+    def embed_from(self, table_NK: Tensor, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
+        """`embed` with the v_i of another table, of whatever width."""
+        vectors_BSK = self.lookup(ids_BS, table_NK)
         if values_BS is not None:
             vectors_BSK = vectors_BSK * values_BS.unsqueeze(2)
         return vectors_BSK if self.field_of_slot_FS is None else self.field_of_slot_FS @ vectors_BSK

@@ -1,9 +1,13 @@
-"""The fully connected layers of NFM and of IFM's factor estimating network."""
+"""Fully connected layers, and the options of the models whose output a network adds to."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from models.config import FactorConfig, require_dropout, require_widths
 
 Activation = Literal["relu", "sigmoid", "tanh", "identity"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -12,6 +16,43 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "identity": nn.Identity,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(FactorConfig):
+    """`batch_norm` and `layer_dropout` are on every layer; each model says where its `dropout` sits."""
+
+    layers: tuple[int, ...] = (64,)
+    activation: Activation = "relu"
+    batch_norm: bool = False
+    layer_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_widths("layers", self.layers)
+        require_dropout("layer_dropout", self.layer_dropout)
+        if self.activation not in ACTIVATIONS:
+            accepted = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation: expected one of {accepted}, got {self.activation!r}")
+
+
+class Network(nn.Module):
+    """hᵀ MLP(z): what the layers make of a row, as one number, [B, inputs] → [B]."""
+
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.mlp = mlp(
+            inputs,
+            config.layers,
+            activation=config.activation,
+            batch_norm=config.batch_norm,
+            dropout=config.layer_dropout,
+        )
+        self.h = nn.Parameter(nn.init.xavier_normal_(torch.empty((inputs, *config.layers)[-1], 1)))
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        hidden_BD: Tensor = self.mlp(z_BD)
+        return (hidden_BD @ self.h).squeeze(1)
 
 
 def mlp(

@@ -20,6 +20,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("nfm", {"layers": (6, 5), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
     ("afm", {"embedding_dim": 6, "attention_dim": 3, "dropout": 0.5}),
     ("ifm", {"fen_layers": (8, 7), "batch_norm": True, "fen_dropout": 0.5, "dropout": 0.5}),
+    ("interaction_fm", {"factorised": False, "dropout": 0.5, "sample_pairs": 4}),
+    ("interaction_fm", {"aspects": "field", "field_dim": 1}),
+    ("inn", {"aspects": "feature", "layers": (6, 5), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
+    ("ffm", {"first_order": False, "dropout": 0.5}),
+    ("hofm", {"embedding_dim": 6, "embedding_dim_3": 3, "dropout": 0.5}),
+    ("wide_deep", {"layers": (8, 7), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
+    ("deep_cross", {"layers": (8, 7), "first_order": True, "batch_norm": True, "layer_dropout": 0.5}),
+    ("deep_fm", {"layers": (8, 7), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
 ]
 CASES = [(key, {}, layout) for key in MODELS for layout in (IDS_ONLY, MIXED)]
 CASES += [(key, options, MIXED) for key, options in VARIANTS]
@@ -39,7 +47,8 @@ def build(key: str, options: dict[str, Any], layout: Layout) -> Model:
     torch.manual_seed(7)
     model = MODELS[key](layout, MODELS[key].Config(**options)).double()
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        columns = parameter.shape[-1] if parameter.dim() > 1 else 1
+        nn.init.normal_(parameter, std=min(0.3, 1.5 * columns**-0.5))  # wide layers on end must not explode
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean)
@@ -194,6 +203,19 @@ def test_attention_sums_to_one_and_factors_to_the_number_of_fields() -> None:
         ("afm", "dropout"),
         ("ifm", "dropout"),
         ("ifm", "fen_dropout"),
+        ("ffm", "dropout"),
+        ("hofm", "dropout"),
+        ("wide_deep", "dropout"),
+        ("wide_deep", "layer_dropout"),
+        ("deep_cross", "dropout"),
+        ("deep_cross", "layer_dropout"),
+        ("deep_fm", "dropout"),
+        ("deep_fm", "layer_dropout"),
+        ("interaction_fm", "dropout"),
+        ("inn", "dropout"),
+        ("inn", "layer_dropout"),
+        ("deep_ifm", "dropout"),
+        ("deep_ifm", "layer_dropout"),
     ],
 )
 @torch.no_grad()
@@ -212,7 +234,7 @@ def test_the_same_seed_builds_the_same_model(key: str) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {"bias", "weight"} <= first.keys()
-    assert ("embedding" in first) == MODELS[key].has_pairs
+    assert ("embedding" in first) == (key != "lr")
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -246,6 +268,17 @@ def test_models_with_pairs_refuse_a_single_field(key: str) -> None:
         ("afm", {"attention_dim": 0}),
         ("ifm", {"fen_layers": (0,)}),
         ("ifm", {"fen_dropout": 1.5}),
+        ("hofm", {"embedding_dim_3": 0}),
+        ("wide_deep", {"layers": (8, 0)}),
+        ("deep_cross", {"activation": "swish"}),
+        ("deep_fm", {"layer_dropout": 1.0}),
+        ("interaction_fm", {"aspects": "neither"}),
+        ("interaction_fm", {"field_dim": 0}),
+        ("interaction_fm", {"attention_dim": 0}),
+        ("interaction_fm", {"temperature": 0.0}),
+        ("interaction_fm", {"sample_pairs": -1}),
+        ("inn", {"layers": ()}),
+        ("deep_ifm", {"layers": (0,)}),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(key: str, options: dict[str, Any]) -> None:

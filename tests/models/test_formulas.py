@@ -50,14 +50,19 @@ def nfm_batch_norm(row: Row, of: Parameters) -> Terms:
 
 def afm(row: Row, of: Parameters) -> Terms:
     products = pair_products(row, of)
-    scores = []
-    for product in products:
-        score = 0.0
-        for a, b in enumerate(of["attention.b"]):
-            score += of["attention.h"][a][0] * max(0.0, dot([w[a] for w in of["attention.W"]], product) + b)
-        scores.append(score)
-    pairs = [a * dot(column(of["p"]), v) for a, v in zip(softmax(scores), products, strict=True)]
+    attention = softmax(attention_logits(products, of))
+    pairs = [a * dot(column(of["p"]), v) for a, v in zip(attention, products, strict=True)]
     return of["bias"], first_order(row, of), pairs, 0.0
+
+
+def attention_logits(products: list[Vector], of: Parameters) -> Vector:
+    logits = []
+    for product in products:
+        logit = 0.0
+        for a, b in enumerate(of["attention.b"]):
+            logit += of["attention.h"][a][0] * max(0.0, dot([w[a] for w in of["attention.W"]], product) + b)
+        logits.append(logit)
+    return logits
 
 
 def ifm(row: Row, of: Parameters) -> Terms:
@@ -66,6 +71,52 @@ def ifm(row: Row, of: Parameters) -> Terms:
     m = [4 * share for share in softmax([dot(u, [p[f] for p in of["fen.P"]]) for f in range(4)])]
     fields = [m[f] * term for f, term in enumerate(first_order(row, of))]
     return of["bias"], fields, [m[f] * m[g] * dot(e[f], e[g]) for f, g in LAYOUT.pairs], 0.0
+
+
+def interaction_fm(row: Row, of: Parameters) -> Terms:
+    pairs = [sum(vector) for vector in interactions(row, of, temperature=2.0)]
+    return of["bias"], first_order(row, of), pairs, 0.0
+
+
+def inn(row: Row, of: Parameters) -> Terms:
+    z = [value for vector in interactions(row, of, temperature=2.0) for value in vector]
+    return of["bias"], first_order(row, of), [0.0] * 6, network(of, z)
+
+
+def inn_batch_norm(row: Row, of: Parameters) -> Terms:
+    z = [value for vector in interactions(row, of, temperature=10.0) for value in vector]
+    z = batch_norm(of, "network.mlp.1", [dot(weights, z) for weights in of["network.mlp.0.weight"]])
+    return of["bias"], first_order(row, of), [0.0] * 6, dot([max(0.0, v) for v in z], column(of["network.h"]))
+
+
+def deep_ifm(row: Row, of: Parameters) -> Terms:
+    residual = network(of, [value for vector in field_vectors(row, of) for value in vector])
+    return *interaction_fm(row, of)[:3], residual
+
+
+def interactions(row: Row, of: Parameters, *, temperature: float) -> list[Vector]:
+    """P T_ij F_ij ⊙ (e_i ⊙ e_j) for every pair; the aspects a model has are told by its parameters."""
+    products = pair_products(row, of)
+    attention, importance = [1 / 6] * 6, [[1.0] * K] * 6
+    if "attention.W" in of:
+        attention = softmax([score / temperature for score in attention_logits(products, of)])
+    if "U" in of:
+        importance = [
+            [sum(u * v * d[k] for u, v, d in zip(of["U"][f], of["U"][g], of["D"], strict=True)) for k in range(K)]
+            for f, g in LAYOUT.pairs
+        ]
+    if "importance" in of:
+        importance = of["importance"]
+    return [
+        [6 * t * a * b for a, b in zip(f, e, strict=True)]
+        for t, f, e in zip(attention, importance, products, strict=True)
+    ]
+
+
+def network(of: Parameters, z: Vector) -> float:
+    for layer in ("network.mlp.0", "network.mlp.3"):
+        z = [max(0.0, value) for value in linear(of, layer, z)]
+    return dot(z, column(of["network.h"]))
 
 
 def first_order(row: Row, of: Parameters) -> Vector:
@@ -105,6 +156,15 @@ def softmax(scores: Vector) -> Vector:
     return [power / sum(powers) for power in powers]
 
 
+ASPECTS: list[dict[str, Any]] = [
+    {},
+    {"factorised": False},
+    {"aspects": "feature"},
+    {"aspects": "field"},
+    {"aspects": "field", "factorised": False},
+]
+
+
 @pytest.mark.parametrize(
     ("key", "options", "formula"),
     [
@@ -114,6 +174,16 @@ def softmax(scores: Vector) -> Vector:
         ("nfm", {"embedding_dim": K, "layers": (4,), "activation": "tanh", "batch_norm": True}, nfm_batch_norm),
         ("afm", {"embedding_dim": K, "attention_dim": 4}, afm),
         ("ifm", {"embedding_dim": K, "fen_layers": (6,)}, ifm),
+        *[
+            (key, {"embedding_dim": K, "field_dim": 3, "temperature": 2.0, **aspects, **layers}, formula)
+            for aspects in ASPECTS
+            for key, layers, formula in [
+                ("interaction_fm", {}, interaction_fm),
+                ("inn", {"layers": (4, 3)}, inn),
+                ("deep_ifm", {"layers": (4, 3)}, deep_ifm),
+            ]
+        ],
+        ("inn", {"embedding_dim": K, "layers": (4,), "batch_norm": True}, inn_batch_norm),
     ],
 )
 @torch.no_grad()

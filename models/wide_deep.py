@@ -1,0 +1,47 @@
+"""Wide & Deep Learning for Recommender Systems. Heng-Tze Cheng et al., DLRS 2016. https://doi.org/10.1145/2988450.2988454
+
+    a_{l+1} = σ(W_l a_l + b_l),   a_0 = [e_1 … e_F]                                                 (eq. 2)
+    ŷ(x) = w0 + Σ w_i x_i + hᵀ a_L                                                                  (eq. 3)
+
+The paper's wide part also crosses features by hand; here it is the features themselves, as He & Chua compare it
+(SIGIR 2017). Both parts are trained together, by one optimiser.
+
+Shapes: see models/base.py.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from models.base import Explanation, Layout
+from models.interactions import FactorModel
+from models.mlp import Network, NetworkConfig
+
+
+class WideDeep(FactorModel):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(NetworkConfig):
+        """`dropout` is on the network's input [e_1 … e_F]."""
+
+        layers: tuple[int, ...] = (1024, 512, 256)
+
+    has_pairs = False
+
+    def __init__(self, layout: Layout, config: Config) -> None:
+        super().__init__(layout, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.network = Network(layout.fields * config.embedding_dim, config)
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
+        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + self._deep(ids_BS, values_BS)
+
+    def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
+        return self.explanation(self.slot_terms(ids_BS, values_BS), residual_B=self._deep(ids_BS, values_BS))
+
+    def _deep(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
+        deep_B: Tensor = self.network(self.dropout(self.embed(ids_BS, values_BS).flatten(1)))
+        return deep_B
