@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Explanation, Layout
+from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import ACTIVATIONS, NetworkConfig, mlp
 
@@ -41,7 +42,7 @@ class DeepCross(FactorModel):
         if not config.first_order:
             self.drop_first_order()
         width = layout.fields * config.embedding_dim
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.units = nn.Sequential(*(ResidualUnit(width, inner, config) for inner in config.layers))
         self.h = nn.Parameter(nn.init.xavier_normal_(torch.empty(width, 1)))
 

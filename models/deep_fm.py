@@ -12,9 +12,10 @@ Shapes: see models/base.py.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import Explanation, Layout
+from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import Network, NetworkConfig
 
@@ -28,7 +29,7 @@ class DeepFM(FactorModel):
 
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.network = Network(layout.fields * config.embedding_dim, config)
 
     @property

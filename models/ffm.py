@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig
+from models.dropout import Dropout
 from models.interactions import FactorModel
 
 
@@ -32,7 +33,7 @@ class FFM(FactorModel):
         super().__init__(layout, config, vectors=layout.fields)
         if not config.first_order:
             self.drop_first_order()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         own_R = torch.cat([self.first_P, self.second_P])
         met_R = torch.cat([self.second_P, self.first_P])
         self.side_R = nn.Buffer(own_R * layout.fields + met_R, persistent=False)

@@ -8,10 +8,11 @@ Shapes: see models/base.py.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig
+from models.dropout import Dropout
 from models.interactions import FactorModel
 
 
@@ -22,7 +23,7 @@ class FM(FactorModel):
 
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
         e_BFK = self.embed(ids_BS, values_BS)

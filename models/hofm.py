@@ -12,10 +12,11 @@ Shapes: see models/base.py; L is the embedding_dim of order 3.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig, require_positive
+from models.dropout import Dropout
 from models.interactions import FactorModel
 
 
@@ -39,7 +40,7 @@ class HOFM(FactorModel):
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         self.embedding_3 = self.new_table(config.embedding_dim_3 or config.embedding_dim, config.init_std)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def exact(self) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_dropout, require_widths
+from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import mlp
 
@@ -43,7 +44,7 @@ class IFM(FactorModel):
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         self.fen = FactorEstimatingNetwork(layout.fields, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
         e_BFK = self.embed(ids_BS, values_BS)

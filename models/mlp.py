@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import FactorConfig, require_dropout, require_widths
+from models.dropout import Dropout
 
 Activation = Literal["relu", "sigmoid", "tanh", "identity"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -72,5 +73,5 @@ def mlp(
         if not batch_norm:
             nn.init.zeros_(linear.bias)
         norm = [nn.BatchNorm1d(fan_out)] if batch_norm else []
-        layers += [linear, *norm, ACTIVATIONS[activation](), nn.Dropout(dropout)]
+        layers += [linear, *norm, ACTIVATIONS[activation](), Dropout(dropout)]
     return nn.Sequential(*layers)

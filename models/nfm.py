@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.base import Explanation, Layout
 from models.config import FactorConfig, require_dropout, require_widths
+from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import ACTIVATIONS, Activation, mlp
 
@@ -43,7 +44,7 @@ class NFM(FactorModel):
         super().__init__(layout, config)
         self._affine = not config.layers or config.activation == "identity"
         norm = [nn.BatchNorm1d(config.embedding_dim)] if config.batch_norm else []
-        self.pooling = nn.Sequential(*norm, nn.Dropout(config.dropout))
+        self.pooling = nn.Sequential(*norm, Dropout(config.dropout))
         self.mlp = mlp(
             config.embedding_dim,
             config.layers,

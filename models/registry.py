@@ -5,8 +5,10 @@ from models.base import Model
 from models.deep_cross import DeepCross
 from models.deep_fm import DeepFM
 from models.deep_ifm import DeepIFM
+from models.ensemble import Ensemble
 from models.ffm import FFM
 from models.fm import FM
+from models.fwnfm import FwNFM
 from models.hofm import HOFM
 from models.ifm import IFM
 from models.inn import INN
@@ -29,4 +31,6 @@ MODELS: dict[str, type[Model]] = {
     "wide_deep": WideDeep,
     "deep_cross": DeepCross,
     "deep_fm": DeepFM,
+    "fwnfm": FwNFM,
+    "ensemble": Ensemble,
 }

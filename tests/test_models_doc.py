@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ def table_rows() -> list[Row]:
 
 def spelt(default: object) -> str:
     """A default as in TOML; a dash where there is none."""
-    return "–" if default is None else f"`{json.dumps(default)}`"
+    return "–" if default is None else f"`{json.dumps(default, default=asdict)}`"
 
 
 def test_every_option_is_there_with_its_default_and_no_other() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import MODELS, Explanation, Layout, LogitTerms, Model
+from models.ensemble import Member
 
 IDS_ONLY = Layout(num_features=40, widths=(1, 1, 1, 1), needs_values=False)
 MIXED = Layout(num_features=40, widths=(1, 4, 1, 2), needs_values=True)
@@ -28,6 +29,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("wide_deep", {"layers": (8, 7), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
     ("deep_cross", {"layers": (8, 7), "first_order": True, "batch_norm": True, "layer_dropout": 0.5}),
     ("deep_fm", {"layers": (8, 7), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
+    ("fwnfm", {"layers": (6, 5), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
+    ("ensemble", {"members": (Member(key="afm"), Member(key="nfm", copies=2, options={"layers": [6, 5]}))}),
 ]
 CASES = [(key, {}, layout) for key in MODELS for layout in (IDS_ONLY, MIXED)]
 CASES += [(key, options, MIXED) for key, options in VARIANTS]
@@ -233,8 +236,9 @@ def test_the_same_seed_builds_the_same_model(key: str) -> None:
     first, second = (build(key, {}, MIXED).state_dict() for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert {"bias", "weight"} <= first.keys()
-    assert ("embedding" in first) == (key != "lr")
+    if key != "ensemble":  # whose members have theirs
+        assert {"bias", "weight"} <= first.keys()
+        assert ("embedding" in first) == (key != "lr")
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -247,7 +251,7 @@ def test_explaining_in_training_mode_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", MODELS)
 def test_models_with_pairs_refuse_a_single_field(key: str) -> None:
     model, one_field = MODELS[key], replace(IDS_ONLY, widths=(1,))
-    if not model.has_pairs:
+    if not model.has_pairs and key != "ensemble":
         terms = model(one_field, model.Config()).eval().explain(*random_rows(one_field, 4)).terms
         assert terms.pair.shape == (4, 0)
         return

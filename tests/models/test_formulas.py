@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from models import MODELS, Layout, Model
+from models.ensemble import Member
 
 LAYOUT = Layout(num_features=30, widths=(1, 3, 1, 2), needs_values=True)
 K = 5
+NFM_OPTIONS = {"embedding_dim": K, "layers": [4, 3]}
+AFM_MEMBER = Member(key="afm", options={"embedding_dim": K, "attention_dim": 4})
 
 Vector = list[float]
 Row = list[list[tuple[int, float]]]  # the features i of every field, with their values x_i
@@ -46,6 +49,21 @@ def nfm_batch_norm(row: Row, of: Parameters) -> Terms:
     z = batch_norm(of, "pooling.0", z)
     z = batch_norm(of, "mlp.1", [dot(weights, z) for weights in of["mlp.0.weight"]])
     return of["bias"], first_order(row, of), [0.0] * 6, dot([math.tanh(v) for v in z], column(of["h"]))
+
+
+def fwnfm(row: Row, of: Parameters) -> Terms:
+    weighted = zip(of["r"], pair_products(row, of), strict=True)
+    z = [sum(parts) for parts in zip(*([r * x for x in product] for r, product in weighted), strict=True)]
+    z = [max(0.0, value) for value in linear(of, "mlp.0", z)]
+    return of["bias"], first_order(row, of), [0.0] * 6, dot(z, column(of["h"]))
+
+
+def ensemble(row: Row, of: Parameters) -> Terms:
+    members = [{name[10:]: of[name] for name in of if name.startswith(f"members.{m}.")} for m in range(3)]
+    found = [afm(row, members[0]), nfm(row, members[1]), nfm(row, members[2])]
+    biases, fields, pairs, residuals = zip(*found, strict=True)
+    mean = [[sum(parts) / 3 for parts in zip(*terms, strict=True)] for terms in (fields, pairs)]
+    return sum(biases) / 3, mean[0], mean[1], sum(residuals) / 3
 
 
 def afm(row: Row, of: Parameters) -> Terms:
@@ -172,7 +190,9 @@ ASPECTS: list[dict[str, Any]] = [
         ("fm", {"embedding_dim": K}, fm),
         ("nfm", {"embedding_dim": K, "layers": (4, 3)}, nfm),
         ("nfm", {"embedding_dim": K, "layers": (4,), "activation": "tanh", "batch_norm": True}, nfm_batch_norm),
+        ("fwnfm", {"embedding_dim": K, "layers": (4,)}, fwnfm),
         ("afm", {"embedding_dim": K, "attention_dim": 4}, afm),
+        ("ensemble", {"members": (AFM_MEMBER, Member(key="nfm", copies=2, options=NFM_OPTIONS))}, ensemble),
         ("ifm", {"embedding_dim": K, "fen_layers": (6,)}, ifm),
         *[
             (key, {"embedding_dim": K, "field_dim": 3, "temperature": 2.0, **aspects, **layers}, formula)
@@ -242,7 +262,7 @@ def test_untrained_afm_is_nearly_fm() -> None:
 
 def build(key: str, **options: Any) -> Model:
     torch.manual_seed(11)
-    if key != "lr":
+    if hasattr(MODELS[key].Config, "embedding_dim"):
         options = {"embedding_dim": K, **options}
     model = MODELS[key](LAYOUT, MODELS[key].Config(**options)).double()
     for parameter in model.parameters():
@@ -276,3 +296,31 @@ def test_one_large_value_costs_fm_no_digits() -> None:
     terms = model.explain(ids, values).terms
     total = terms.bias + terms.field.sum() + terms.pair.sum()
     assert abs(model(ids, values) - total) <= 1e-6 * (1 + terms.field.abs().sum() + terms.pair.abs().sum())
+
+
+def test_an_ensemble_in_training_gives_every_member_a_loss_of_its_own() -> None:
+    model = build("ensemble", members=(AFM_MEMBER, Member(key="nfm", copies=2, options=NFM_OPTIONS)))
+    logits_MB = model.train()(*encoded())
+    assert logits_MB.shape == (3, len(ROWS))
+    torch.testing.assert_close(logits_MB.mean(0), model.eval()(*encoded()))
+    assert len({tuple(row) for row in logits_MB.tolist()}) == 3  # copies differ
+
+
+def test_fwnfm_with_all_weights_one_is_nfm() -> None:
+    weighted, plain = build("fwnfm", layers=(4,)), build("nfm", layers=(4,))
+    plain.load_state_dict({name: tensor for name, tensor in weighted.state_dict().items() if name != "r"})
+    with torch.no_grad():
+        weighted.get_parameter("r").fill_(1.0)
+    torch.testing.assert_close(weighted(*encoded()), plain(*encoded()))
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (Member(key="nfm", options={"layer": [4]}), "unexpected keyword argument 'layer'"),
+        (Member(key="neural_fm"), "members.key: expected one of lr, fm"),
+    ],
+)
+def test_an_ensemble_names_the_member_it_refuses(member: Member, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build("ensemble", members=(member,))
