@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.attention import Attention
 from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_positive
+from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.pooling import attentive_sum
 
@@ -37,7 +38,7 @@ class AFM(FactorModel):
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         self.attention = Attention(config.embedding_dim, config.attention_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         # The softmax divides every pair by about P; p = P · 1 undoes it, so that AFM starts as an FM.
         self.p = nn.Parameter(torch.full((config.embedding_dim, 1), float(len(layout.pairs))))
 

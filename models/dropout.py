@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LEVELS = 2**16
+LEVELS = 2**16  # the share that is dropped is a whole number of these
 
 
 class Dropout(nn.Module):
@@ -22,11 +22,16 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.p)
-        dropped = min(round(self.p * LEVELS), LEVELS - 1)
-        return (x * _random_levels(x).ge(dropped - LEVELS // 2)).mul_(LEVELS / (LEVELS - dropped))
+        dropped = levels(self.p)
+        return (x * keep_mask(x, dropped)).mul_(LEVELS / (LEVELS - dropped))
 
 
-def _random_levels(x: Tensor) -> Tensor:
-    """Whole numbers of 16 bits, the negative ones too, in the shape of x."""
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-    return words.view(torch.int16)[: x.numel()].view(x.shape)
+def levels(p: float) -> int:
+    """How many of LEVELS levels a share p is, never all."""
+    return min(round(p * LEVELS), LEVELS - 1)
+
+
+def keep_mask(like: Tensor, dropped: int) -> Tensor:
+    """False for `dropped` of LEVELS elements, else True, in the shape of `like`, on the CPU."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    return words.view(torch.int16)[: like.numel()].view(like.shape).ge(dropped - LEVELS // 2)

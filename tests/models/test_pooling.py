@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from models import pooling
-from models.pooling import DRAWS, attentive_sum
+from models.dropout import LEVELS, keep_mask
+from models.pooling import attentive_sum
 
 ROWS, FIELDS, K, A = 11, 4, 3, 5
 PAIRS = [(f, g) for f in range(FIELDS) for g in range(f + 1, FIELDS)]
@@ -40,11 +41,11 @@ def plain(inputs: tuple[Tensor, ...], kept: Tensor | None = None) -> Tensor:
 
 def masks(rows: int, share: float) -> Iterator[Tensor]:
     """The masks that a run from this state of the generator draws, slice by slice, as factors [R, P, K]."""
-    dropped = round(share * DRAWS)
+    dropped = round(share * LEVELS)
     slices = -(-ROWS // rows)
     for part in torch.split(torch.empty(ROWS), -(-ROWS // slices)):
         like = torch.empty(len(PAIRS), len(part), K)
-        yield pooling._keep_mask(like, dropped).double().transpose(0, 1) / (1 - dropped / DRAWS)
+        yield keep_mask(like, dropped).double().transpose(0, 1) / (1 - dropped / LEVELS)
 
 
 def test_it_is_the_plain_formula(inputs: tuple[Tensor, ...], slice_rows: int) -> None:
@@ -88,7 +89,7 @@ def test_a_graph_that_is_kept_gives_the_same_gradient_again(inputs: tuple[Tensor
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_dropout_drops_its_share_in_every_lane(share: float) -> None:
     torch.manual_seed(5)
-    mask = pooling._keep_mask(torch.empty(100, 100, 40), round(share * DRAWS)).double().flatten()
+    mask = keep_mask(torch.empty(100, 100, 40), round(share * LEVELS)).double().flatten()
     for lane in range(4):  # four elements come out of one random word
         assert mask[lane::4].mean().item() == pytest.approx(1 - share, abs=0.005)
     neighbours = torch.corrcoef(torch.stack([mask[:-1], mask[1:]]))[0, 1].item()
