@@ -24,10 +24,14 @@ class EncodedRows(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """A column as its distinct values and one code per row (-1: missing): only the distinct values are encoded."""
+    """A column as its distinct values and one code per row (-1: missing): only the distinct values are encoded.
+
+    `encoded` is what `Encoder.distinct` made of the values, where they come again with the next rows.
+    """
 
     values: Sequence[Any]
     codes: NDArray[np.integer[Any]]
+    encoded: EncodedRows | None = None
 
 
 Column = Sequence[Any] | NDArray[Any] | Coded
@@ -97,13 +101,22 @@ class Encoder:
             raise InputError(expected="columns of one length", received=f"lengths {sorted(set(lengths.values()))}")
         return self._encode(columns, next(iter(lengths.values()), 0))
 
+    def distinct(self, name: str, values: Sequence[Any]) -> EncodedRows:
+        """Values of one field and, as the last row, null: [len(values) + 1, width] each, for `Coded.encoded`."""
+        position = self.schema.names.index(name)
+        encoded = _empty(len(values) + 1, self.schema.widths[position])
+        try:
+            self._fields[position].encode([*values, None], encoded)
+        except InputError as error:
+            raise error.at(instance=error.instance or 0, field=name) from None
+        return encoded
+
     def unknown(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[B, F]: whether any value of the field was not in its vocabulary."""
         return np.asarray(np.logical_or.reduceat(ids == self._unknown_S, self._first_slots, axis=1))
 
     def _encode(self, columns: Mapping[str, Column], count: int) -> EncodedRows:
-        slots = sum(self.schema.widths)
-        encoded = EncodedRows(np.zeros((count, slots), np.int64), np.zeros((count, slots), np.float32))
+        encoded = _empty(count, sum(self.schema.widths))
         for name, where, encoder in zip(self.schema.names, self.schema.slots, self._fields, strict=True):
             column = columns.get(name)
             if column is None:
@@ -125,6 +138,10 @@ class Encoder:
         )
 
 
+def _empty(count: int, slots: int) -> EncodedRows:
+    return EncodedRows(np.zeros((count, slots), np.int64), np.zeros((count, slots), np.float32))
+
+
 class _FieldEncoder(Protocol):
     def encode(self, column: Sequence[Any], into: EncodedRows) -> None:
         """Fill `into` ([B, width]) from B raw values; InputError carries the row as `instance`."""
@@ -141,20 +158,27 @@ def _field_encoder(field: FittedField, start: int, vocabularies: Mapping[str, Vo
 
 
 def _encode_column(encoder: _FieldEncoder, column: Column, into: EncodedRows) -> None:
+    if isinstance(column, np.ndarray) and isinstance(encoder, _NumericEncoder):
+        encoder.encode(column, into)
+        return
     if not isinstance(column, Coded):
         encoder.encode(column.tolist() if isinstance(column, np.ndarray) else column, into)
         return
-    width = into.ids.shape[1]
-    count = len(column.values) + 1  # the last one is null, which code -1 picks
-    distinct = EncodedRows(np.zeros((count, width), np.int64), np.zeros((count, width), np.float32))
-    used = np.zeros(count, np.bool_)  # a value no row holds must not be refused: a dictionary outlives its rows
+    distinct = column.encoded or _distinct(encoder, column, into.ids.shape[1])
+    into.ids[:], into.values[:] = distinct.ids[column.codes], distinct.values[column.codes]
+
+
+def _distinct(encoder: _FieldEncoder, column: Coded, width: int) -> EncodedRows:
+    """The values encoded, and behind them null, which code -1 picks; what no row holds is null and never refused."""
+    used = np.zeros(len(column.values) + 1, np.bool_)
     used[column.codes] = True
+    distinct = _empty(len(used), width)
     values = [value if held else None for value, held in zip([*column.values, None], used.tolist(), strict=True)]
     try:
         encoder.encode(values, distinct)
     except InputError as error:
         raise error.at(instance=int(np.argmax(column.codes == error.instance))) from None
-    into.ids[:], into.values[:] = distinct.ids[column.codes], distinct.values[column.codes]
+    return distinct
 
 
 class _Lookup(Protocol):
@@ -297,7 +321,7 @@ class _NumericEncoder:
         self._missing, self._transform = start, field.kind.transform
         self._mean, self._scale, self._edges = field.mean, field.scale, np.asarray(field.edges)
 
-    def encode(self, column: Sequence[Any], into: EncodedRows) -> None:
+    def encode(self, column: Sequence[Any] | NDArray[Any], into: EncodedRows) -> None:
         number = numbers(column)
         missing = np.isnan(number)
         number[missing] = 0.0
@@ -317,8 +341,10 @@ class _NumericEncoder:
         return np.asarray(np.clip(scaled, -LARGEST, LARGEST))
 
 
-def numbers(column: Sequence[Any]) -> NDArray[np.float64]:
+def numbers(column: Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
     """B raw numbers as float64, missing ones as NaN; anything but a finite number raises InputError."""
+    if isinstance(column, np.ndarray) and column.dtype == np.float64 and not np.isinf(column).any():
+        return column.copy()
     result = np.empty(len(column))
     for at, value in enumerate(column):
         result[at] = np.nan if value is None else _number(value, at)

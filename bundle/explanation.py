@@ -105,7 +105,8 @@ def explain(
 
     `rows` are the raw rows (for the values of multi-valued fields), `logits` [B] the score graph's own answer, and
     `arrays` the outputs of the explain graph: bias [], field [B, F], slot [B, S], pair [B, P], residual [B] and sizes.
-    Of the pairs, those that are not NEGLIGIBLE compete for `top_k`; ties keep schema order.
+    Of the pairs, those that are not NEGLIGIBLE compete for `top_k`; ties keep schema order. Where no pair contributes
+    by itself but the model sizes pairs (inn), the largest sizes are shown.
     """
     named = _Names(bundle, arrays)
     known = ~bundle.encoder.unknown(encoded.ids)
@@ -126,7 +127,7 @@ class _Names:
         bias, residual = float(self._arrays["bias"]), float(self._arrays["residual"][at])
         fields, pairs = self._arrays["field"][at], self._arrays["pair"][at]
         least = NEGLIGIBLE * (abs(bias) + float(np.abs(fields).sum() + np.abs(pairs).sum()) + abs(residual))
-        shown = [p for p in np.argsort(-np.abs(pairs), kind="stable")[:top_k].tolist() if abs(pairs[p]) > least]
+        shown = self._strongest(at, top_k, least)
         rest = np.delete(pairs, shown)
         return RowExplanation(
             prediction=prediction,
@@ -141,6 +142,13 @@ class _Names:
             exact=self._manifest.exact,
             completeness_error=abs(bias + float(fields.sum()) + float(pairs.sum()) + residual - logit),
         )
+
+    def _strongest(self, at: int, top_k: int, least: float) -> list[int]:
+        """Pairs by |contribution|. Where a network takes them all in (inn), by their size: none has a contribution."""
+        pairs, sized = self._arrays["pair"][at], [s.name for s in self._manifest.sizes if s.axis == "pair"]
+        if sized and not pairs.any():
+            return np.argsort(-self._arrays[sized[0]][at], kind="stable")[:top_k].tolist()  # type: ignore[no-any-return]
+        return [p for p in np.argsort(-np.abs(pairs), kind="stable")[:top_k].tolist() if abs(pairs[p]) > least]
 
     def _field(self, at: int, f: int, row: Row, *, known: bool) -> FieldTerm:
         values = _values(self._schema, f, row, self._arrays["slot"][at]) if self._is_multi(f) else None

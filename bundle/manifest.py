@@ -72,6 +72,7 @@ class Manifest(Strict):
     version: int = Field(ge=1)
     key: str
     task: Task
+    user: str | None = Field(default=None, description="ranking: the field that says who; the item is the candidate")
     link: str
     label: Label
     hyper_parameters: dict[str, object]
@@ -86,6 +87,8 @@ class Manifest(Strict):
     def _consistent(self) -> Self:
         if self.name in RESERVED_NAMES:
             raise ValueError(f"the name {self.name!r} is reserved")
+        if self.task == "ranking" and (self.user not in self.split.context or not self.split.candidate):
+            raise ValueError("a ranking has a user among the fields of its context, and fields of the candidate")
         if set(self.graphs) != {"score", "explain"}:
             raise ValueError("a bundle has the graphs score and explain")
         for graph in self.graphs.values():

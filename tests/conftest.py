@@ -78,6 +78,19 @@ def bundles(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ranking_bundle(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-ranking, version 1: an fm that ranks the apps, with their tags, of the small log. Beside it, in
+    held-out.csv, the rows it was validated on."""
+    root = tmp_path_factory.mktemp("ranking")
+    held_out = write_log(root / "held-out.csv", seed=2)
+    item = {"user": "user", "item": ["app", "tags"]}
+    data = {"train": str(log), "validation": str(held_out), "label": "clicked", **item}
+    fit = {"epochs": 3, "batch_size": 64, "optimizer": "adam", "learning_rate": 0.05, "negatives": 2}
+    recipe = tiny_recipe(log, "fm", name="tiny-ranking", task="ranking", data=data, fit=fit)
+    return run(check(recipe, origin="of the tests"), Options(artifacts=root, checkpoints=root / "runs", device="cpu"))
+
+
+@pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `python -m training demo` leaves: the log, its truth, four recipes, and four bundles in artifacts/."""
     folder = tmp_path_factory.mktemp("demo")

@@ -186,9 +186,12 @@ def test_the_range_of_scaled_numbers_is_documented() -> None:
 
 
 def test_the_recipe_in_the_docs_is_one() -> None:
-    of_service, of_training = blocks(doc("configuration.md"), "toml")
-    written = recipe.check(tomllib.loads(of_training), origin="of the docs")
+    of_service, *of_training = blocks(doc("configuration.md"), "toml")
+    written, in_two_steps, ranking = (recipe.check(tomllib.loads(text), origin="of the docs") for text in of_training)
     assert (written.key, written.fit.l2) == ("afm", {"embedding": 1e-3, "weight": 1e-4})
+    assert in_two_steps.first_step
+    assert (in_two_steps.first_step.key, in_two_steps.fit.freeze) == ("fm", ("bias", "weight", "embedding"))
+    assert (ranking.task, ranking.data.item, ranking.monitor) == ("ranking", ("page", "price"), "ndcg@10")
     assert tomllib.loads(of_service).keys() < Settings.model_fields.keys()
 
 

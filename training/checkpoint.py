@@ -1,11 +1,12 @@
-"""Checkpoints: one folder an epoch, safetensors and JSON, whole or absent."""
+"""Checkpoints: one folder an epoch, safetensors and JSON, whole or absent. The best weights are on disk alone."""
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,65 +14,79 @@ from torch import Tensor
 
 from bundle.store import sync, write_synced
 
-MODEL, BEST, OPTIMIZER, STATE = "model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"
+Part = Literal["model", "average", "optimizer", "best"]
+STATE = "state.json"
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where training stands after `epoch` epochs; `curve` has one entry an epoch."""
+    """Where training stands after `epoch` epochs; `curve` has one entry an epoch. Best epoch 0: none was finite."""
 
     epoch: int
     best_epoch: int
     curve: list[dict[str, float]]
+    threads: int
     fingerprint: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Checkpoint:
+    """A saved epoch. `best` is there from the first epoch with a finite metric on, `average` where one is kept."""
+
+    folder: Path
     progress: Progress
-    model: Tensors
-    best: Tensors
-    optimizer: Tensors
+
+    def read(self, part: Part) -> Tensors:
+        return load_file(_file(self.folder, part))
+
+    def restore(self, part: Part, tensors: Tensors) -> None:
+        """Copy a part into tensors of the same names and shapes."""
+        with torch.no_grad():
+            for name, saved in self.read(part).items():
+                tensors[name].copy_(saved)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/epoch-N`, then drop the older ones. A crash leaves the older one, never half of this one."""
+def save(folder: Path, progress: Progress, parts: Mapping[Part, Tensors], *, judged: Part) -> Checkpoint:
+    """Write `folder/epoch-N`, then drop the older ones. A crash leaves the older one, never half of this one.
+
+    `judged` is the part that the metrics are of. Where this epoch is the best, `best` is another name for that file,
+    else for the best of the checkpoint before: the weights are written once, and never held in memory twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / ".staging"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    for name, tensors in ((MODEL, checkpoint.model), (BEST, checkpoint.best), (OPTIMIZER, checkpoint.optimizer)):
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, staged / name)
-        sync(staged / name)
-    write_synced(staged / STATE, json.dumps(asdict(checkpoint.progress)).encode())
+    for part, tensors in parts.items():
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, _file(staged, part))
+        sync(_file(staged, part))
+    if progress.best_epoch == progress.epoch:
+        _link(_file(staged, judged), _file(staged, "best"))
+    elif progress.best_epoch:
+        _link(_file(_newest(folder), "best"), _file(staged, "best"))
+    write_synced(staged / STATE, json.dumps(asdict(progress)).encode())
     sync(staged)
     older = list(folder.glob("epoch-*"))
-    target = folder / f"epoch-{checkpoint.progress.epoch:04d}"
+    target = folder / f"epoch-{progress.epoch:04d}"
     os.rename(staged, target)
     sync(folder)
     for path in older:
         shutil.rmtree(path)
+    return Checkpoint(target, progress)
 
 
 def load(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in `folder`, or None."""
-    saved = sorted(folder.glob("epoch-*"))
-    if not saved:
+    if not any(folder.glob("epoch-*")):
         return None
-    newest = saved[-1]
-    return Checkpoint(
-        progress=Progress(**json.loads((newest / STATE).read_text())),
-        model=load_file(newest / MODEL),
-        best=load_file(newest / BEST),
-        optimizer=load_file(newest / OPTIMIZER),
-    )
+    newest = _newest(folder)
+    return Checkpoint(newest, Progress(**json.loads((newest / STATE).read_text())))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
     """The optimizer's state as flat tensors, named `<parameter position>.<what>`."""
     state = optimizer.state_dict()["state"]
-    return {f"{position}.{what}": tensor.clone() for position, entry in state.items() for what, tensor in entry.items()}
+    return {f"{position}.{what}": tensor for position, entry in state.items() for what, tensor in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
@@ -82,3 +97,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
         position, what = name.split(".")
         state.setdefault(int(position), {})[what] = tensor
     optimizer.load_state_dict({**whole, "state": state})
+
+
+def _file(folder: Path, part: Part) -> Path:
+    return folder / f"{part}.safetensors"
+
+
+def _newest(folder: Path) -> Path:
+    return max(folder.glob("epoch-*"))
+
+
+def _link(existing: Path, new: Path) -> None:
+    try:
+        os.link(existing, new)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(existing, new)
+        sync(new)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, NoReturn
@@ -13,15 +14,21 @@ from typing import Any, NoReturn
 import bundle
 from bundle import BundleError
 from models import MODELS
+from training import table
+from training.arguments import add_checkpoints_and_device, add_field_map, add_where, command, where
+from training.compare import Compared, Place, compare, entries, measured
+from training.curves import draw
 from training.demo import demo
 from training.draft import describe, render_recipe
-from training.errors import RecipeError, TrainingError
+from training.errors import MissingExtra, RecipeError, TrainingError
 from training.evaluate import evaluate, score
 from training.infer import infer
-from training.pipeline import Options, run
+from training.observers import add_log, open_loggers
+from training.pipeline import run
 from training.progress import say
 from training.recipe import Recipe, check, load
 from training.sources import open_source
+from training.tune import Study, tune
 
 INTERRUPTED = 130
 
@@ -45,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept (fit: continue with --resume)", file=sys.stderr)
+        print(
+            "stopped; what was finished is kept (fit: continue with --resume; compare, tune: the same command again)",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 
@@ -70,7 +80,9 @@ def _fit(options: argparse.Namespace) -> None:
     if options.recipe:
         _refuse_beside_a_recipe(options)
     recipe = load(options.recipe, options.set) if options.recipe else _short_recipe(options)
-    path = run(recipe, _options(options))
+    with open_loggers(options.log, recipe) as observers:
+        place = replace(where(options), resume=options.resume, restart=options.restart, observers=observers)
+        path = run(recipe, place)
     print(path)
     _print_metrics(bundle.open(path).bundle.report["metrics"], as_json=False)
 
@@ -99,9 +111,49 @@ def _short_recipe(options: argparse.Namespace) -> Recipe:
     return check(document, options.set, origin="of the command line")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    place = Place(
+        options=replace(where(options), restart=options.restart),
+        folder=options.report / "runs",
+        train=not options.finished,
+    )
+    compared: list[Compared] = []
+    try:
+        for compared in compare(entries(options.paths, only=options.only), place):  # noqa: B007
+            pass
+    finally:
+        if any(each.results for each in compared):
+            _show_comparison(compared, options)
+
+
+def _show_comparison(compared: list[Compared], options: argparse.Namespace) -> None:
+    if options.test:
+        compared = measured(compared, options.test)
+    if options.json:
+        print(json.dumps(table.document(compared)))
+    else:
+        print(table.markdown(compared) if options.markdown else table.text(compared))
+    of_file = len(options.paths) == 1 and options.paths[0].is_file()
+    picture = options.report / f"{options.paths[0].stem if of_file else 'compare'}.svg"
+    try:
+        draw(compared, picture)
+    except MissingExtra as error:
+        say(f"no picture: {error}")
+    else:
+        say(f"wrote {picture}: the learning curves")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    output = options.output or options.recipe.with_name(f"{options.recipe.stem}-best.toml")
+    database = options.study or Path("report") / f"{options.recipe.stem}.study.db"
+    tuned = tune(options.recipe, Study(options=where(options), database=database, output=output))
+    print(output)
+    _print_metrics({tuned.monitor: tuned.value}, as_json=False)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     model = bundle.open(options.bundle)
-    metrics = evaluate(model, options.data, label=options.label, field_map=options.field_map)
+    metrics = evaluate(model, options.data, label=options.label, field_map=options.field_map, train=options.train)
     _print_metrics(metrics, as_json=options.json)
 
 
@@ -132,18 +184,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    demo(options.folder, _options(options), port=options.port, again=options.again)
-
-
-def _options(options: argparse.Namespace) -> Options:
-    return Options(
-        artifacts=options.artifacts,
-        checkpoints=options.checkpoints,
-        device=options.device,
-        threads=options.threads,
-        resume=getattr(options, "resume", False),
-        restart=getattr(options, "restart", True),
-    )
+    demo(options.folder, replace(where(options), restart=True), port=options.port, again=options.again)
 
 
 def _print_metrics(metrics: dict[str, float], *, as_json: bool) -> None:
@@ -173,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_infer(commands)
     _add_fit(commands)
+    _add_compare(commands)
+    _add_tune(commands)
     _add_evaluate(commands)
     _add_score(commands)
     _add_bundle(commands)
@@ -180,23 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: Any, name: str, function: Any, help: str, description: str, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=help,
-        description=dedent(description),
-        epilog="example:\n  " + example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=function, parser=parser)
-    return parser
-
-
 def _add_infer(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "infer",
         _infer,
@@ -213,11 +241,11 @@ def _add_infer(commands: Any) -> None:
     parser.add_argument("data", type=Path, help="the log file")
     parser.add_argument("--label", required=True, help="the column to predict")
     parser.add_argument("-o", "--output", type=Path, help="write a recipe here")
-    _add_field_map(parser)
+    add_field_map(parser)
 
 
 def _add_fit(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "fit",
         _fit,
@@ -238,15 +266,76 @@ def _add_fit(commands: Any) -> None:
     parser.add_argument("--model", choices=sorted(MODELS), help="default: fm")
     parser.add_argument("--name", help="name of the served model (default: the model's key)")
     parser.add_argument("--task", choices=["regression", "binary"], help="default: by the labels")
-    _add_field_map(parser)
-    _add_where(parser)
+    add_field_map(parser)
+    add_where(parser)
+    add_log(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue from the last completed epoch")
     again.add_argument("--restart", action="store_true", help="drop an unfinished run and start again")
 
 
+def _add_compare(commands: Any) -> None:
+    parser = command(
+        commands,
+        "compare",
+        _compare,
+        "train several recipes and print one table",
+        """\
+        Put recipes and bundles side by side: metrics, parameters, rows/s, training seconds, size, and a picture of the
+        learning curves in report/. A recipe is trained first, unless a run of it on the same data is finished; a
+        run that was stopped goes on from its checkpoint. So ctrl-C is safe: give the same command again.
+
+        A table file says more: recipes, the seeds of each (mean and deviation are shown), and what was published.
+          [[row]]
+          recipe = "nfm.toml"
+          seeds = [1, 2, 3]
+          published = { rmse = 0.3095 }
+          source = "He & Chua 2017, table 2"
+        --only names a row by its name, which is the recipe's unless the row has one.""",
+        "python -m training compare demo/fm.toml demo/afm.toml artifacts/demo-nfm/1",
+    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="what", help="a recipe, a bundle folder or a table file")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="measure every bundle on this file, too")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only the row of this name")
+    parser.add_argument("--finished", action="store_true", help="train nothing, show what is finished")
+    parser.add_argument("--restart", action="store_true", help="drop unfinished runs and start them again")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument(
+        "--report", type=Path, default=Path("report"), help="where results and the picture go (default: report)"
+    )
+    add_where(parser)
+
+
+def _add_tune(commands: Any) -> None:
+    parser = command(
+        commands,
+        "tune",
+        _tune,
+        "search for the best settings of a recipe",
+        """\
+        Try settings of a recipe (with Optuna) and write the best as a recipe of its own. The recipe says what to try:
+          [tune]
+          trials = 40
+          [tune.space]
+          "fit.learning_rate" = { low = 0.005, high = 0.1, log = true }
+          "model.embedding_dim" = { choices = [64, 128, 256] }
+        Trials are judged by the validation metric that the recipe monitors; one that is behind the median of those
+        before it is stopped early (prune = false lets it end). Every trial is kept in a database: after ctrl-C the
+        same command goes on.""",
+        "python -m training tune recipe.toml -o best.toml",
+    )
+    parser.add_argument("recipe", type=Path, help="a recipe (TOML) with a [tune] table")
+    parser.add_argument("-o", "--output", type=Path, help="the best recipe (default: <recipe>-best.toml beside it)")
+    parser.add_argument(
+        "--study", type=Path, metavar="FILE", help="the trials, SQLite (default: report/<recipe>.study.db)"
+    )
+    add_checkpoints_and_device(parser)
+
+
 def _add_evaluate(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "evaluate",
         _evaluate,
@@ -254,18 +343,21 @@ def _add_evaluate(commands: Any) -> None:
         """\
         Score every row through onnxruntime, as the service does, and print metrics over the whole file:
           regression   rmse, mae (predictions clipped to the training label range)
-          binary       auc, log_loss, calibration_error""",
+          binary       auc, log_loss, calibration_error
+          ranking      ndcg@10, hr@10, mrr, gauc: where the items of rows with a label above 0 stand among all
+                       items of the training file, less those that the user has there; needs --train""",
         "python -m training evaluate artifacts/demo-afm/1 demo/log.csv --json",
     )
     parser.add_argument("bundle", type=Path, help="a bundle folder, artifacts/<name>/<version>")
     parser.add_argument("data", type=Path, help="a file with the same columns as the training file")
+    parser.add_argument("--train", type=Path, help="ranking: the file the bundle was trained on")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--label", help="the label's column (default: as in training)")
-    _add_field_map(parser)
+    add_field_map(parser)
 
 
 def _add_score(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "score",
         _score,
@@ -280,7 +372,7 @@ def _add_score(commands: Any) -> None:
         "-o", "--output", type=Path, required=True, help="Parquet file to write; one that exists is replaced"
     )
     parser.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="copy this column to the output")
-    _add_field_map(parser)
+    add_field_map(parser)
 
 
 def _add_bundle(commands: Any) -> None:
@@ -292,7 +384,7 @@ def _add_bundle(commands: Any) -> None:
         epilog="example: " + example.format("verify"),
     )
     verbs = parser.add_subparsers(required=True, metavar="verify|show")
-    verify = _command(
+    verify = command(
         verbs,
         "verify",
         _verify,
@@ -300,7 +392,7 @@ def _add_bundle(commands: Any) -> None:
         "Check format, exact list of files, sha256 of each, and that the golden rows still get the same answers.",
         example.format("verify"),
     )
-    show = _command(
+    show = command(
         verbs,
         "show",
         _show,
@@ -313,7 +405,7 @@ def _add_bundle(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "demo",
         _demo,
@@ -326,36 +418,4 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where log and recipes go (default: demo)")
     parser.add_argument("--port", type=int, default=8000, help="port the service will use; checked before training")
     parser.add_argument("--again", action="store_true", help="train also what is trained on this log already")
-    _add_where(parser)
-
-
-def _add_field_map(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--field-map", type=Path, metavar="FILE", help="libFM only: lines of 'index field'")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
-    return number
-
-
-def _add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--artifacts", type=Path, default=Path("artifacts"), help="where bundles go (default: artifacts)"
-    )
-    parser.add_argument(
-        "--checkpoints",
-        type=Path,
-        default=Path("checkpoints"),
-        help="where unfinished runs are kept (default: checkpoints)",
-    )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one"
-    )
-    parser.add_argument(
-        "--threads",
-        type=_positive,
-        default=1,
-        help="CPU threads (default: 1, steady and repeatable; try more with large batches)",
-    )
+    add_where(parser)

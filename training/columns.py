@@ -1,8 +1,9 @@
 """A column as pyarrow read it → the column the encoder takes for a field of some kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import Any, NoReturn, overload
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bundle import Categorical, Coded, Multi, Numeric
+from bundle.encoder import Column
 from bundle.schema import Kind
 from training.delimited import is_number, quoted
 from training.errors import DataError
@@ -35,8 +37,43 @@ class Cells:
         raise DataError(f"{self.where(None)}: expected {expected}, got a column of {self.array.type}")
 
 
+class Distinct(Sequence[Any]):
+    """The values of a dictionary, read-only; they become Python's when first looked at."""
+
+    def __init__(self, array: pa.Array) -> None:
+        self.array = array
+
+    @cached_property
+    def _values(self) -> list[Any]:
+        return list(self.array.to_pylist())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._values[index]
+
+
+def with_same_values(column: Column, before: Column | None) -> Column:
+    """The column, its values those of the column before, the very object, where they are equal."""
+    if not (isinstance(column, Coded) and isinstance(before, Coded)):
+        return column
+    new, old = column.values, before.values
+    same = isinstance(new, Distinct) and isinstance(old, Distinct) and new.array.equals(old.array)
+    return column._replace(values=old) if same else column
+
+
 def values(cells: Cells, kind: Kind) -> Coded | NDArray[np.float64] | list[Any]:
     """`column_values` of training.sources says what comes out."""
+    if isinstance(kind, Categorical) and _usable(cells.array):
+        return _as_text(_coded(cells.array))
     cells = replace(cells, array=plain(cells.array))
     match kind:
         case Categorical():
@@ -58,7 +95,7 @@ def numbers(cells: Cells) -> NDArray[np.float64]:
 
 
 def plain(column: pa.Array) -> pa.Array:
-    """Without a dictionary: its order is not that of appearance, and it may hold values that no row has."""
+    """Without a dictionary."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
@@ -82,15 +119,32 @@ def entries(maps: pa.Array) -> tuple[pa.Array, pa.Array]:
     return maps.keys[start:end], maps.items[start:end]
 
 
+def _usable(column: pa.Array) -> bool:
+    """Whether it has a dictionary of categories, not many more than there are rows."""
+    if not pa.types.is_dictionary(column.type):
+        return False
+    kind = column.type.value_type
+    categories = is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    return categories and len(column.dictionary) <= 2 * len(column)
+
+
 def _categories(cells: Cells) -> Coded:
     if pa.types.is_map(cells.array.type):
-        return _coded(_single_category(cells))
+        return _as_text(_coded(_single_category(cells)))
     kind = cells.array.type
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _integral(cells)
     if not (is_string(kind) or is_number_type(kind) or pa.types.is_boolean(kind)):
         cells.refuse_type("strings, integers or booleans for a categorical field")
-    return _coded(cells.array)
+    return _as_text(_coded(cells.array))
+
+
+def _as_text(column: Coded) -> Coded:
+    """Integers and booleans as the categories they stand for, which are found without a look at the type of each."""
+    assert isinstance(column.values, Distinct)
+    array = column.values.array
+    changes = pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)
+    return column._replace(values=Distinct(array.cast(pa.string()))) if changes else column
 
 
 def _integral(cells: Cells) -> Coded:
@@ -105,8 +159,8 @@ def _integral(cells: Cells) -> Coded:
 
 
 def _coded(array: pa.Array) -> Coded:
-    encoded = array.dictionary_encode()
-    return Coded(encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy())
+    encoded = array.dictionary_encode()  # one with a dictionary stays as it is
+    return Coded(Distinct(encoded.dictionary), encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False))
 
 
 def _lists(cells: Cells, separator: str) -> list[Any]:

@@ -1,22 +1,29 @@
 """Rows of files, streamed in chunks, and the encoded data sets they become."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bundle import Coded, EncodedRows, Encoder, InputError
 from bundle.encoder import Column
 from bundle.schema import Kind
+from bundle.vocabulary import Vocabulary
+from training.cache import Stored, entry_of, growing, load
+from training.columns import with_same_values
 from training.errors import DataError
-from training.progress import bar
+from training.progress import bar, say
 from training.recipe import Recipe, Split
-from training.sources import Source, column_values, numbers_of, open_source
+from training.shuffle import by_blocks
+from training.sources import Source, batch_rows, column_values, numbers_of, open_source
 from training.splits import Choose, validation_rows
 
 
@@ -42,16 +49,21 @@ class Part:
     def chunks(
         self, kinds: Mapping[str, Kind], numbers: Sequence[str] = (), *, keep: Sequence[str] = (), what: str
     ) -> Iterator[Chunk]:
-        """Stream the rows as raw columns of these kinds, with a progress bar that says `what` is being done."""
+        """Stream the rows as raw columns of these kinds, with a progress bar that says `what` is being done.
+
+        A dictionary that comes again with the next rows keeps its values, the very object.
+        """
         needed = dict.fromkeys([*kinds, *numbers, *keep, *([self.chosen_by] if self.chosen_by else [])])
         first, unit = 0, "rows" if self.source.format == "parquet" else "B"
+        rows, columns = batch_rows(sum(kind.width for kind in kinds.values())), dict[str, Column]()
         with bar(total=self.source.total, what=what, unit=unit) as progress:
-            for batch in self.source.batches([*needed], progress=progress.update):
+            for batch in self.source.batches([*needed], rows=rows, progress=progress.update):
                 positions = first + np.arange(batch.num_rows)
-                columns: dict[str, Column] = {
+                found: dict[str, Column] = {
                     name: column_values(batch.column(name), kind, name=name, source=self.source, first_row=first)
                     for name, kind in kinds.items()
                 }
+                columns = {name: with_same_values(column, columns.get(name)) for name, column in found.items()}
                 numeric = {
                     name: numbers_of(batch.column(name), name=name, source=self.source, first_row=first)
                     for name in numbers
@@ -65,9 +77,15 @@ class Part:
     ) -> Iterator[tuple[EncodedRows, Chunk]]:
         """Stream the rows encoded; a refused value raises DataError that names file, row and column and quotes it."""
         kinds = {field.name: field.kind for field in encoder.schema.fields}
+        known: dict[str, Coded] = {}
         for chunk in self.chunks(kinds, numbers, keep=keep, what=what):
             try:
-                rows = encoder.columns(chunk.columns)
+                known = {
+                    name: _encoded_once(encoder, name, column, known.get(name))
+                    for name, column in chunk.columns.items()
+                    if isinstance(column, Coded)
+                }
+                rows = encoder.columns({**chunk.columns, **known})
             except InputError as error:
                 row = self.source.reader.place(int(chunk.positions[error.instance or 0]))
                 given = error.received if error.value is None else f"{error.received} {error.quoted}"
@@ -88,18 +106,55 @@ class Part:
         )
 
 
+class Batch(NamedTuple):
+    """B rows on the training device: ids [B, S] int64, values [B, S] or None where all are 1, labels [B], and weights
+    [B] or None where all are 1."""
+
+    ids: Tensor
+    values: Tensor | None
+    labels: Tensor
+    weights: Tensor | None
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """N encoded rows in memory; `values` is None where every value is 1. Labels of a binary task are 0 and 1."""
+    """N encoded rows; `values` is None where every value is 1. Labels of a binary task are 0 and 1.
+
+    `mapped`: they lie on disk, and reading all at once would take the memory that is to be spared.
+    """
 
     ids: NDArray[np.int32]
     values: NDArray[np.float32] | None
     labels: NDArray[np.float32]
     weights: NDArray[np.float32] | None
     label_range: tuple[float, float]  # before rounding to float32
+    mapped: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batches(self, rows: int, device: torch.device, *, shuffle: bool) -> Iterator[Batch]:
+        """Every row once, `rows` at a time; shuffled in an order drawn from torch's generator, by blocks if mapped."""
+        columns = [column for column in (self.ids, self.labels, self.values, self.weights) if column is not None]
+        if not shuffle:
+            order = _in_order(columns, rows)
+        else:
+            order = by_blocks(columns, rows) if self.mapped else _at_random(columns, rows)
+        for tensors in order:
+            ids, labels, *others = (tensor.to(device) for tensor in tensors)
+            values = others.pop(0) if self.values is not None else None
+            weights = others.pop(0) if self.weights is not None else None
+            yield Batch(ids.long(), values, labels, weights)
+
+
+def _in_order(columns: list[NDArray[Any]], rows: int) -> Iterator[list[Tensor]]:
+    for first in range(0, len(columns[0]), rows):
+        yield [torch.from_numpy(column[first : first + rows].copy()) for column in columns]
+
+
+def _at_random(columns: list[NDArray[Any]], rows: int) -> Iterator[list[Tensor]]:
+    for at in torch.split(torch.randperm(len(columns[0])), rows):
+        yield [torch.from_numpy(column)[at] for column in columns]
 
 
 def open_parts(recipe: Recipe) -> tuple[Part, Part]:
@@ -115,39 +170,101 @@ def open_parts(recipe: Recipe) -> tuple[Part, Part]:
     return Part(source, choose, chosen_by=split.column), Part(source, choose, held_out=True, chosen_by=split.column)
 
 
-def read(part: Part, encoder: Encoder, recipe: Recipe, *, weight: str | None = None, what: str) -> Dataset:
-    """Encode a part into memory: 4 bytes an id and, where the schema needs them, 4 a value. `weight` is a column."""
+class Cache(NamedTuple):
+    """Where encoded rows go that are too many for memory, and what their ids follow from: all files, all values."""
+
+    folder: Path
+    data_sha256: str
+    vocabularies: Mapping[str, Vocabulary]
+
+
+def read(
+    part: Part,
+    encoder: Encoder,
+    recipe: Recipe,
+    *,
+    weight: str | None = None,
+    cache: Cache | None = None,
+    what: str,
+) -> Dataset:
+    """Encode a part: 4 bytes an id and, where the schema needs them, 4 a value. `weight` is a column.
+
+    It stays in memory up to 512 MiB; beyond that, and given a cache, it is written there and memory-mapped, and the
+    next run over the same data finds it.
+    """
     if encoder.schema.size > np.iinfo(np.int32).max:
         raise DataError(f"{encoder.schema.size:,} features, training takes 2^31: hash into fewer buckets")
-    label = recipe.data.label
-    ids, values, labels, weights = [], [], [], []
-    for rows, chunk in part.encoded(encoder, [label, *([weight] if weight else [])], what=what):
-        ids.append(rows.ids.astype(np.int32))
-        if encoder.schema.needs_values:
-            values.append(rows.values)
-        labels.append(chunk.numbers[label])
-        if weight:
-            weights.append(_checked_weights(chunk, weight, part.source))
-    if not sum(map(len, labels)):
-        raise DataError(f"{part.source.path.name!r}: no rows to work with ({what})")
-    whole = np.concatenate(labels)
-    if recipe.task == "binary":
-        whole = zero_one(whole, label)
-    weighed = np.concatenate(weights) if weight else None
-    if weighed is not None and not weighed.any():
-        raise DataError(f"{part.source.path.name!r}: every weight {weight!r} is 0")
+    entry = entry_of(cache.folder, _key(part, encoder, recipe, weight, cache)) if cache else None
+    stored = load(entry) if entry else None
+    if stored:
+        say(f"{what}: found in {entry}")
+    else:
+        stored = _encode(part, encoder, recipe, weight, entry, what)
+    columns, (low, high) = stored.columns, stored.facts["label_range"]
     return Dataset(
-        ids=np.concatenate(ids),
-        values=np.concatenate(values) if values else None,
-        labels=whole.astype(np.float32),
-        weights=None if weighed is None else weighed.astype(np.float32),
-        label_range=(float(whole.min()), float(whole.max())),
+        ids=columns["ids"],
+        values=columns.get("values"),
+        labels=columns["labels"],
+        weights=columns.get("weights"),
+        label_range=(low, high),
+        mapped=stored.entry is not None,
     )
 
 
-def zero_one(labels: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-    """Labels 0 and 1 from labels 0/1 or -1/1; DataError for anything else."""
-    found = set(np.unique(labels).tolist())
+def _key(part: Part, encoder: Encoder, recipe: Recipe, weight: str | None, cache: Cache) -> dict[str, object]:
+    """What decides the encoded rows of a part, beside the versions of the packages."""
+    data, values = recipe.data, hashlib.sha256()
+    for _, vocabulary in sorted(cache.vocabularies.items()):
+        values.update(vocabulary.offsets.tobytes())
+        values.update(vocabulary.blob.tobytes())
+    return {
+        "data": cache.data_sha256,
+        "vocabularies": values.hexdigest(),
+        "schema": encoder.schema.model_dump(mode="json"),
+        "file": "train" if part.source.path == data.train else "validation",
+        "split": [data.split and data.split.model_dump(mode="json"), recipe.fit.seed] if part.choose else None,
+        "held_out": part.held_out,
+        "label": [data.label, recipe.task],
+        "weight": weight,
+    }
+
+
+def _encode(part: Part, encoder: Encoder, recipe: Recipe, weight: str | None, entry: Path | None, what: str) -> Stored:
+    label, labels_found, low, high, weighed = recipe.data.label, set[float](), np.inf, -np.inf, False
+    started = time.perf_counter()
+    with growing(entry) as columns:
+        for rows, chunk in part.encoded(encoder, [label, *([weight] if weight else [])], what=what):
+            if not len(chunk.positions):
+                continue
+            labels = chunk.numbers[label]
+            if recipe.task == "binary":
+                labels = zero_one(labels, label, labels_found)
+            low, high = min(low, float(labels.min())), max(high, float(labels.max()))
+            found = {"ids": rows.ids.astype(np.int32), "labels": labels.astype(np.float32)}
+            if encoder.schema.needs_values:
+                found["values"] = rows.values
+            if weight:
+                weights = _checked_weights(chunk, weight, part.source)
+                found["weights"], weighed = weights.astype(np.float32), weighed or bool(weights.any())
+            columns.append(found)
+        if low > high:
+            raise DataError(f"{part.source.path.name!r}: no rows to work with ({what})")
+        if weight and not weighed:
+            raise DataError(f"{part.source.path.name!r}: every weight {weight!r} is 0")
+        stored = columns.finish({"label_range": [low, high]})
+    if stored.entry:
+        rate = len(stored.columns["labels"]) / (time.perf_counter() - started)
+        say(f"{what}: {rate:,.0f} rows/s, kept in {stored.entry} for the next run over the same data")
+    return stored
+
+
+def zero_one(labels: NDArray[np.float64], name: str, before: set[float] | None = None) -> NDArray[np.float64]:
+    """Labels 0 and 1 from labels 0/1 or -1/1; DataError for anything else.
+
+    `before` collects the labels of a column that comes in pieces.
+    """
+    found = set() if before is None else before
+    found |= set(np.unique(labels).tolist())
     if not (found <= {0.0, 1.0} or found <= {-1.0, 1.0}):
         some = ", ".join(f"{value:g}" for value in sorted(found)[:5])
         raise DataError(f"label {name!r}: a binary task takes 0 and 1, or -1 and 1; found {some}")
@@ -156,16 +273,25 @@ def zero_one(labels: NDArray[np.float64], name: str) -> NDArray[np.float64]:
 
 def digest(*paths: Path) -> str:
     """sha256 over the bytes of these files."""
-    whole = hashlib.sha256()
+    whole, of_path = hashlib.sha256(), dict[Path, bytes]()
     for path in paths:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        if path not in of_path:
+            with path.open("rb") as file:
+                of_path[path] = hashlib.file_digest(file, "sha256").digest()
+        whole.update(of_path[path])
     return whole.hexdigest()
+
+
+def _encoded_once(encoder: Encoder, name: str, column: Coded, before: Coded | None) -> Coded:
+    """The column with its values encoded, as before where they are the same object. Of a file's none is refused."""
+    if before is not None and column.values is before.values:
+        return column._replace(encoded=before.encoded)
+    return column._replace(encoded=encoder.distinct(name, column.values))
 
 
 def _rows_of(column: Column, own: NDArray[np.bool_]) -> Column:
     if isinstance(column, Coded):
-        return Coded(column.values, column.codes[own])
+        return column._replace(codes=column.codes[own])
     if isinstance(column, np.ndarray):
         return column[own]
     return [value for value, kept in zip(column, own.tolist(), strict=True) if kept]

@@ -6,25 +6,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from bundle import EncodedRows, Predictor
-from training.dataset import Chunk, Part, zero_one
+from training.catalogue import Catalogue, positives
+from training.dataset import Chunk, Dataset, Part, zero_one
 from training.errors import DataError
 from training.metrics import Numbers, binary_metrics, regression_metrics
+from training.progress import say
+from training.ranking import FullRanking, from_runtime
 from training.sources import open_source
 
 RUN_ROWS = 1024
 
 
 def evaluate(
-    model: Predictor, data: Path, *, label: str | None = None, field_map: Path | None = None
+    model: Predictor,
+    data: Path,
+    *,
+    label: str | None = None,
+    field_map: Path | None = None,
+    train: Path | None = None,
 ) -> dict[str, float]:
-    """Metrics over the whole file: {rmse, mae} clipped to the training range, or {auc, log_loss, calibration_error}.
+    """Metrics over the whole file: {rmse, mae} clipped to the training range, {auc, log_loss, calibration_error}, or
+    {ndcg@10, hr@10, mrr, gauc} of its positive rows.
 
-    `label` is the label's column, by default the one of the training file. Raises DataError for a column that is
-    missing and for a value that is refused.
+    `label` is the label's column, by default the one of the training file. `train` goes with a ranking: a bundle holds
+    no data, and the training file says which items there are and which of them each user had taken. Raises DataError
+    for a column that is missing and for a value that is refused.
     """
     label = label or model.manifest.label.column
+    if (model.manifest.task == "ranking") != (train is not None):
+        raise DataError(
+            f"{model.manifest.name} is a {model.manifest.task} model: --train FILE, the file it was trained on, "
+            "goes with a ranking, which is among the items of that file"
+        )
+    if train:
+        return _evaluate_ranking(model, train, data, label, field_map)
     part = Part(open_source(data, field_map=field_map, label=label))
     logits, labels = [np.empty(0)], [np.empty(0)]
     for scores, chunk in _scored(model, part, [label], what="evaluating"):
@@ -36,6 +54,44 @@ def evaluate(
     if model.manifest.task == "binary":
         return binary_metrics(zero_one(truth, label), scores)
     return regression_metrics(truth, scores, (model.manifest.label.low, model.manifest.label.high))
+
+
+def _evaluate_ranking(
+    model: Predictor, train: Path, data: Path, label: str, field_map: Path | None
+) -> dict[str, float]:
+    trained, held_out = (_positives(model, path, label, field_map) for path in (train, data))
+    user, device = model.manifest.user, torch.device("cpu")
+    assert user
+    catalogue = Catalogue(model.schema, user, model.manifest.split.candidate, trained)
+    ranking = FullRanking(catalogue, trained, held_out, device)
+    metrics = ranking.metrics(from_runtime(model.logits))
+    say(
+        f"{ranking.rows:,} rows ranked among {len(catalogue):,} items; the items of {ranking.unseen:,} rows "
+        f"are not in {str(train)!r:.80} and count as not found"
+    )
+    return metrics
+
+
+def _positives(model: Predictor, path: Path, label: str, field_map: Path | None) -> Dataset:
+    part = Part(open_source(path, field_map=field_map, label=label))
+    ids, values, labels = [], [], [np.empty(0)]
+    for rows, chunk in part.encoded(model.encoder, [label], what=f"encoding {path.name}"):
+        ids.append(rows.ids.astype(np.int32))
+        values.append(rows.values)
+        labels.append(chunk.numbers[label])
+    whole = np.concatenate(labels)
+    if not len(whole):
+        raise DataError(f"{path.name!r} has no rows to evaluate")
+    return positives(
+        Dataset(
+            ids=np.concatenate(ids),
+            values=np.concatenate(values) if model.schema.needs_values else None,
+            labels=whole.astype(np.float32),
+            weights=None,
+            label_range=(float(whole.min()), float(whole.max())),
+        ),
+        path.name,
+    )
 
 
 def score(model: Predictor, data: Path, output: Path, *, keep: list[str], field_map: Path | None = None) -> int:

@@ -1,8 +1,8 @@
 """From a fitted model to a bundle: graphs, parity, golden rows, report, manifest. It knows no model by name."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from training.golden import golden_rows
 from training.graphs import write_graphs
 from training.metrics import binary_metrics, regression_metrics
 from training.progress import bar
-from training.recipe import Recipe
+from training.recipe import METRICS, Recipe
 
 PARITY_TOLERANCE = 1e-5  # |Δlogit| against torch, times 1 + Σ|terms|
 PARITY_ROWS = 4096
@@ -35,7 +35,7 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """All that export needs."""
+    """All that export needs. `started_from` is told in the report: what was there before the first epoch."""
 
     recipe: Recipe
     schema: FeatureSchema
@@ -44,6 +44,7 @@ class Trained:
     train: Dataset
     validation: Dataset
     data_sha256: str
+    started_from: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export(trained: Trained, root: Path) -> Path:
@@ -54,8 +55,7 @@ def export(trained: Trained, root: Path) -> Path:
     """
     recipe, model = trained.recipe, trained.fitted.model.eval()
     with store.stage(root, recipe.name) as folder:
-        served = model.inference().eval()
-        graphs = write_graphs(served, folder)
+        graphs = write_graphs(model, folder)
         (folder / store.SCHEMA).write_text(trained.schema.model_dump_json(indent=1))
         positions = {trained.schema.names.index(name): values for name, values in trained.vocabularies.items()}
         vocabulary.save(folder / store.VOCABULARY, positions)
@@ -72,13 +72,11 @@ def export(trained: Trained, root: Path) -> Path:
         np.savez(folder / store.GOLDEN_ANSWERS, allow_pickle=False, **answers)
         report = _report(trained, sessions)
         (folder / store.REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
-        return store.publish(folder, lambda version, files: _manifest(trained, served, graphs, version, files))
+        return store.publish(folder, lambda version, files: _manifest(trained, graphs, version, files))
 
 
-def _manifest(
-    trained: Trained, model: Model, graphs: dict[GraphName, Graph], version: int, files: dict[str, File]
-) -> Manifest:
-    recipe, fields = trained.recipe, trained.schema.fields
+def _manifest(trained: Trained, graphs: dict[GraphName, Graph], version: int, files: dict[str, File]) -> Manifest:
+    recipe, model, fields = trained.recipe, trained.fitted.model, trained.schema.fields
     link = (
         "sigmoid" if recipe.task == "binary" else clip_link(*trained.train.label_range) if recipe.clip else "identity"
     )
@@ -87,6 +85,7 @@ def _manifest(
         version=version,
         key=recipe.key,
         task=recipe.task,
+        user=recipe.data.user,
         link=link,
         label=Label(column=recipe.data.label, low=trained.train.label_range[0], high=trained.train.label_range[1]),
         hyper_parameters={**asdict(recipe.config), "fit": recipe.fit.model_dump()},
@@ -139,39 +138,87 @@ def _check_parity(model: Model, rows: EncodedRows, answers: Arrays) -> None:
             )
 
 
-def _report(trained: Trained, sessions: dict[GraphName, Session]) -> dict[str, Any]:
-    """Metrics and mean |contribution| per field and pair on the validation rows, as the graphs answer them."""
-    schema, validation = trained.schema, trained.validation
-    logits = []
-    fields, pairs = np.zeros(len(schema.fields)), np.zeros(len(schema.pairs))
-    with bar(total=len(validation), what="explaining validation rows") as progress:
-        for rows in _encoded_batches(validation, BATCH_ROWS):
-            answers = _answers(sessions, rows)
-            logits.append(answers["logit"])
-            fields += np.abs(answers["field"], dtype=np.float64).sum(axis=0)
-            pairs += np.abs(answers["pair"], dtype=np.float64).sum(axis=0)
-            progress.update(len(rows.ids))
-    scores, labels = np.concatenate(logits).astype(np.float64), validation.labels.astype(np.float64)
-    metrics = (
-        binary_metrics(labels, scores)
-        if trained.recipe.task == "binary"
-        else regression_metrics(labels, scores, trained.train.label_range)
-    )
+def course(recipe: Recipe, fitted: Fitted, train: Dataset) -> dict[str, Any]:
+    """How training went: the model and its size, the validation metrics of the best epoch, and every epoch.
+
+    `training_seconds` are those of the steps, without reading, validation and export.
+    """
+    model = fitted.model
     return {
-        "metrics": _finite(metrics),
-        "best_epoch": trained.fitted.best_epoch,
-        "curve": [_finite(epoch) for epoch in trained.fitted.curve],
-        "rows": {"train": len(trained.train), "validation": len(validation)},
+        "metrics": _finite(_best_metrics(recipe, fitted)),
+        "key": recipe.key,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "best_epoch": fitted.best_epoch,
+        "curve": [_finite(epoch) for epoch in fitted.curve],
+        "training_seconds": round(sum(len(train) / epoch["rows_per_second"] for epoch in fitted.curve), 1),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _report(trained: Trained, sessions: dict[GraphName, Session]) -> dict[str, Any]:
+    """How training went, and the metrics and mean explanations of the validation rows as the graphs answer them."""
+    schema, sizes = trained.schema, trained.fitted.model.sizes
+    logits, means = _means(trained, sessions, ("field", "pair", *sizes))
+    return {
+        **course(trained.recipe, trained.fitted, trained.train),
+        "metrics": _finite(_metrics(trained, logits)),
+        **trained.started_from,
+        "rows": {"train": len(trained.train), "validation": len(trained.validation)},
         "mean_absolute_contribution": {
-            "fields": dict(zip(schema.names, (fields / len(validation)).tolist(), strict=True)),
-            "pairs": [
-                {"fields": [schema.names[f], schema.names[g]], "contribution": mean}
-                for (f, g), mean in zip(schema.pairs, (pairs / len(validation)).tolist(), strict=True)
-            ],
+            "fields": _of_fields(schema, means["field"]),
+            "pairs": _of_pairs(schema, means["pair"], "contribution"),
+        },
+        "mean_sizes": {
+            name: _of_fields(schema, means[name])
+            if axis == "field"
+            else sorted(_of_pairs(schema, means[name], "mean"), key=lambda pair: -pair["mean"])
+            for name, axis in sizes.items()
         },
         "data_sha256": trained.data_sha256,
         "packages": package_versions(),
     }
+
+
+def _metrics(trained: Trained, logits: NDArray[np.float64]) -> dict[str, float]:
+    labels = trained.validation.labels.astype(np.float64)
+    match trained.recipe.task:
+        case "regression":
+            return regression_metrics(labels, logits, trained.train.label_range)
+        case "binary":
+            return binary_metrics(labels, logits)
+        case "ranking":  # a rank is among the whole catalogue, which the validation rows are not
+            return _best_metrics(trained.recipe, trained.fitted)
+
+
+def _best_metrics(recipe: Recipe, fitted: Fitted) -> dict[str, float]:
+    best = fitted.curve[fitted.best_epoch - 1]
+    return {name: best[name] for name in METRICS[recipe.task]}
+
+
+def _means(
+    trained: Trained, sessions: dict[GraphName, Session], names: Sequence[str]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """The logits of all validation rows, and for each of these outputs the mean of its absolute values."""
+    rows, logits, totals = len(trained.validation), [], dict.fromkeys(names, np.zeros(()))
+    with bar(total=rows, what="explaining validation rows") as progress:
+        for encoded in _encoded_batches(trained.validation, BATCH_ROWS):
+            answers = _answers(sessions, encoded)
+            logits.append(answers["logit"])
+            for name in names:
+                totals[name] = totals[name] + np.abs(answers[name], dtype=np.float64).sum(axis=0)
+            progress.update(len(encoded.ids))
+    return np.concatenate(logits).astype(np.float64), {name: total / rows for name, total in totals.items()}
+
+
+def _of_fields(schema: FeatureSchema, means: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(schema.names, means.tolist(), strict=True))
+
+
+def _of_pairs(schema: FeatureSchema, means: NDArray[np.float64], what: str) -> list[dict[str, Any]]:
+    return [
+        {"fields": [schema.names[f], schema.names[g]], what: mean}
+        for (f, g), mean in zip(schema.pairs, means.tolist(), strict=True)
+    ]
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -1,31 +1,31 @@
-"""The loop: batches, loss, optimiser, validation, early stopping, checkpoints."""
+"""The loop over epochs: training, validation, early stopping, checkpoints."""
 
-import difflib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from bundle import FeatureSchema
 from models import MODELS, Layout, Model
 from training import checkpoint
-from training.checkpoint import Checkpoint, Progress
+from training.batches import Batches
+from training.checkpoint import Checkpoint, Progress, Tensors
 from training.dataset import Dataset
 from training.errors import DataError, RecipeError, TrainingError
-from training.losses import LOSSES
-from training.masking import Masking
-from training.metrics import better, binary_metrics, regression_metrics
+from training.learner import Learner, check_fit
+from training.memory import keep_freed_memory
+from training.metrics import better
+from training.objectives import Objective, objective_of
 from training.progress import bar, say
-from training.recipe import Fit, Recipe
+from training.recipe import Recipe
 
-EVALUATION_ROWS = 4096
 LOSS_STEPS = 50  # between two losses on the bar: reading one waits for the device
+Observer = Callable[[dict[str, float]], None]
 
 
 class Fitted(NamedTuple):
@@ -38,7 +38,11 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is fixed before the first epoch."""
+    """What is fixed before the first epoch.
+
+    `initial` are tensors to start from, by the name and of the shape of a parameter or buffer; the others are drawn.
+    `observers` are called with the metrics of every epoch, once it is saved; what they raise ends the run.
+    """
 
     recipe: Recipe
     schema: FeatureSchema
@@ -47,16 +51,22 @@ class Run:
     device: torch.device
     checkpoints: Path
     fingerprint: dict[str, Any]
+    initial: Tensors | None = None
+    observers: Sequence[Observer] = ()
 
 
 def build_model(recipe: Recipe, schema: FeatureSchema) -> Model:
-    """A fresh model, seeded by the recipe."""
+    """A fresh model, seeded by the recipe. Its bias starts where all negatives, not just those in the data, put it."""
     torch.manual_seed(recipe.fit.seed)
     layout = Layout(num_features=schema.size, widths=schema.widths, needs_values=schema.needs_values)
     try:
-        return MODELS[recipe.key](layout, recipe.config)
+        model = MODELS[recipe.key](layout, recipe.config)
     except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot get the memory
         raise RecipeError(f"model {recipe.key!r}: {error}") from None
+    for module in model.modules():  # an ensemble has a bias in each of its models
+        if isinstance(module, Model) and hasattr(module, "bias"):
+            torch.nn.init.constant_(module.bias, math.log(recipe.fit.negative_rate))
+    return model
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -70,142 +80,101 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     """Train to the last epoch or until `patience` epochs brought nothing better; keep the best.
 
     Every epoch ends in a checkpoint. On the CPU, with the same versions and thread count, a resumed run ends in the
-    same weights as one that was never stopped: all randomness of an epoch comes from (seed, epoch).
+    same weights as one that was never stopped: all randomness of an epoch comes from (seed, epoch), and the learning
+    rate from the number of the step.
     """
     _check_labels(run)
-    model = build_model(run.recipe, run.schema).to(run.device)
-    optimizer = make_optimizer(model, run.recipe.fit)
+    check_fit(run.recipe.fit, run.device)
+    keep_freed_memory()
     saved = _saved(run, resume=resume)
+    learner = start_learner(run)
     if saved:
-        model.load_state_dict(saved.model)
-        checkpoint.restore_optimizer(optimizer, saved.optimizer)
+        learner.restore(saved)
         say(f"resuming after epoch {saved.progress.epoch}")
+    saved = _epochs(run, learner, saved)
+    progress, model = saved.progress, learner.finished()
+    if not progress.best_epoch:
+        raise TrainingError(f"no epoch gave a finite {run.recipe.monitor}: lower fit.learning_rate")
+    del learner  # its state is as large as the model, and a mapped file as the best weights
+    saved.restore("best", model.state_dict())
+    return Fitted(model.cpu().eval(), progress.curve, progress.best_epoch)
+
+
+def start_learner(run: Run) -> Learner:
+    """The model before its first step."""
+    model = build_model(run.recipe, run.schema)
+    if run.initial:
+        named = model.state_dict()
+        for name, tensor in run.initial.items():
+            named[name].copy_(tensor)
+    return Learner(model.to(run.device), run.recipe.fit)
+
+
+def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:
+    """Train from where the run stands to its end, and save every epoch; the last checkpoint."""
+    settings, monitor = run.recipe.fit, run.recipe.monitor
+    objective = objective_of(run.recipe, run.schema, run.train, run.validation, run.device)
+    batches = Batches(run.schema, settings, run.train, run.device)
     curve = list(saved.progress.curve) if saved else []
     best_epoch = saved.progress.best_epoch if saved else 0
-    best = saved.best if saved else _copy(model)
-    settings, monitor = run.recipe.fit, run.recipe.monitor
     for epoch in range(len(curve) + 1, settings.epochs + 1):
         if epoch - best_epoch > settings.patience and best_epoch:
             break
-        curve.append(_epoch(run, model, optimizer, epoch, before=curve[-1][monitor] if curve else None))
+        before = f", {monitor} {curve[-1][monitor]:.4f}" if curve else ""
+        curve.append(_epoch(run, learner, objective, batches, epoch, before))
         improved = better(monitor, curve[-1][monitor], curve[best_epoch - 1][monitor] if best_epoch else None)
-        if improved:
-            best_epoch, best = epoch, _copy(model)
+        best_epoch = epoch if improved else best_epoch
         say(_line(curve[-1], settings.epochs, improved=improved))
-        progress = Progress(epoch=epoch, best_epoch=best_epoch, curve=curve, fingerprint=run.fingerprint)
-        checkpoint.save(
-            run.checkpoints,
-            Checkpoint(
-                progress=progress, model=_copy(model), best=best, optimizer=checkpoint.optimizer_tensors(optimizer)
-            ),
+        progress = Progress(
+            epoch=epoch,
+            best_epoch=best_epoch,
+            curve=curve,
+            threads=torch.get_num_threads(),
+            fingerprint=run.fingerprint,
         )
-    if not best_epoch:
-        raise TrainingError(f"no epoch gave a finite {monitor}: lower fit.learning_rate")
-    model.load_state_dict(best)
-    return Fitted(model.cpu().eval(), curve, best_epoch)
-
-
-def make_optimizer(model: Model, settings: Fit) -> torch.optim.Optimizer:
-    """One parameter group a penalty: a parameter takes the lambda of the longest matching name prefix in `fit.l2`."""
-    groups: dict[float, list[Tensor]] = {}
-    used = set()
-    for name, parameter in model.named_parameters():
-        prefix = max((p for p in settings.l2 if name == p or name.startswith(p + ".")), key=len, default=None)
-        used.add(prefix)
-        groups.setdefault(settings.l2[prefix] if prefix else 0.0, []).append(parameter)
-    if unmatched := sorted(settings.l2.keys() - used):
-        known = [name for name, _ in model.named_parameters()]
-        nearest = difflib.get_close_matches(unmatched[0], known, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise RecipeError(f"fit.l2: no parameter is called {unmatched[0]!r}{hint} (known: {', '.join(known)})")
-    grouped: Any = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
-    fused = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(grouped, lr=settings.learning_rate, fused=True)
-    # The papers' accumulator starts at 1e-8, not at PyTorch's 0 nor TensorFlow's 0.1.
-    return torch.optim.Adagrad(grouped, lr=settings.learning_rate, initial_accumulator_value=1e-8, fused=fused or None)
-
-
-def predict_logits(model: Model, data: Dataset, device: torch.device) -> NDArray[np.float64]:
-    """Logits [N] in eval mode; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        everything = torch.arange(len(data))
-        parts = [model(*_inputs(data, at, device)) for at in _cut(everything, EVALUATION_ROWS)]
-    model.train(was_training)
-    return torch.cat(parts).cpu().numpy().astype(np.float64)
+        saved = checkpoint.save(run.checkpoints, progress, learner.parts(), judged=learner.judged_part)
+        for observer in run.observers:
+            observer(curve[-1])
+    assert saved
+    return saved
 
 
 def _epoch(
-    run: Run, model: Model, optimizer: torch.optim.Optimizer, epoch: int, *, before: float | None
+    run: Run, learner: Learner, objective: Objective, batches: Batches, epoch: int, before: str
 ) -> dict[str, float]:
     """One pass over the training rows, then all metrics over the whole validation set.
 
-    `before` is the validation metric of the epoch before; the bar shows it beside the loss and the rows per second.
+    The bar shows `before`, the validation metric of the epoch before, beside the loss and the rows per second.
     """
     torch.manual_seed(run.recipe.fit.seed * 1_000_003 + epoch)
-    loss_of, masking = LOSSES[run.recipe.task], Masking(run.schema, run.recipe.fit, run.device)
-    model.train()
+    learner.model.train()
     started, total = time.perf_counter(), torch.zeros((), device=run.device)
-    rows = 0
-    metric = "" if before is None else f", {run.recipe.monitor} {before:.4f}"
-    with bar(total=len(run.train), what=f"epoch {epoch}/{run.recipe.fit.epochs}{metric}") as progress:
-        for step, at in enumerate(_batches(len(run.train), run.recipe.fit.batch_size)):
-            ids, values = masking.apply(*_inputs(run.train, at, run.device))
-            labels, weights = (_take(column, at, run.device) for column in (run.train.labels, run.train.weights))
-            assert labels is not None
-            optimizer.zero_grad()
-            loss = loss_of(model(ids, values), labels, weights)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            rows += len(at)
-            total += loss.detach() * len(at)
+    rows, first = 0, (epoch - 1) * len(batches)
+    with bar(total=len(run.train), what=f"epoch {epoch}/{run.recipe.fit.epochs}{before}") as progress:
+        for step, batch in enumerate(batches.epoch()):
+            size = len(batch.labels)
+            if size == 1:  # batch norm cannot take a last batch of one row
+                continue
+            loss = learner.step(objective, batch, step=first + step, steps_per_epoch=len(batches))
+            rows += size
+            total.add_(loss, alpha=size)
             if step % LOSS_STEPS == 0:
                 progress.set_postfix_str(f"loss {float(total) / rows:.4f}", refresh=False)
-            progress.update(len(at))
-    seconds = time.perf_counter() - started
+            progress.update(size)
+    loss_of_epoch, seconds = float(total) / rows, time.perf_counter() - started  # reading the loss waits for the device
     return {
         "epoch": epoch,
-        "loss": float(total) / rows,
-        **validation_metrics(run, predict_logits(model, run.validation, run.device)),
+        "loss": loss_of_epoch,
+        **objective.metrics(learner.judged.eval()),
         "rows_per_second": round(rows / seconds, 1),
     }
-
-
-def validation_metrics(run: Run, logits: NDArray[np.float64]) -> dict[str, float]:
-    labels = run.validation.labels.astype(np.float64)
-    if run.recipe.task == "binary":
-        return binary_metrics(labels, logits)
-    return regression_metrics(labels, logits, run.train.label_range)
-
-
-def _batches(rows: int, size: int) -> Iterator[Tensor]:
-    """A random order in batches. A last batch of one row is left out: batch norm cannot take it."""
-    return (at for at in _cut(torch.randperm(rows), size) if len(at) > 1)
-
-
-def _cut(positions: Tensor, size: int) -> Iterator[Tensor]:
-    return (positions[start : start + size] for start in range(0, len(positions), size))
-
-
-def _inputs(data: Dataset, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.from_numpy(data.ids)[at].to(device, torch.int64), _take(data.values, at, device)
-
-
-def _take(column: NDArray[np.float32] | None, at: Tensor, device: torch.device) -> Tensor | None:
-    return None if column is None else torch.from_numpy(column)[at].to(device)
-
-
-def _copy(model: Model) -> checkpoint.Tensors:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def _check_labels(run: Run) -> None:
     if len(run.train) < 2:
         raise DataError("training needs at least 2 rows")
     low, high = run.train.label_range
-    if low == high:
+    if low == high and run.recipe.task != "ranking":
         raise DataError(f"every training label is {low:g}: there is nothing to learn from one class")
     found = np.unique(run.validation.labels)
     if run.recipe.monitor == "auc" and len(found) == 1:

@@ -1,13 +1,17 @@
 """torch modules to ONNX graphs over one weights file."""
 
 import hashlib
+import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.manifest import Graph, GraphName
@@ -16,6 +20,7 @@ from models import LogitTerms, Model
 
 ALIGNMENT = 4096  # so that weights can be memory-mapped
 SHARED_BYTES = 1024  # smaller constants stay inside the graph
+STATE = "state"  # metadata of the explain graph: where the weights file has each tensor of the model's state
 
 
 class ScoreGraph(nn.Module):
@@ -42,20 +47,41 @@ class ExplainGraph(nn.Module):
 
 
 def write_graphs(model: Model, folder: Path) -> dict[GraphName, Graph]:
-    """Export both graphs of a model in eval mode; every large constant is stored once, in one file."""
-    inputs = ("ids", "values") if model.layout.needs_values else ("ids",)
+    """Export both graphs of `model.inference()`; every large constant is stored once, in one file.
+
+    The same file keeps the model's own state: an exported graph has folded some of it into other numbers.
+    """
+    served = model.inference().eval()
+    inputs = ("ids", "values") if served.layout.needs_values else ("ids",)
     graphs: dict[GraphName, Graph] = {
         "score": Graph(file="score.onnx", inputs=inputs, outputs=("logit",)),
-        "explain": Graph(file="explain.onnx", inputs=inputs, outputs=(*LogitTerms._fields, "slot", *model.sizes)),
+        "explain": Graph(file="explain.onnx", inputs=inputs, outputs=(*LogitTerms._fields, "slot", *served.sizes)),
     }
-    modules: dict[GraphName, nn.Module] = {"score": ScoreGraph(model), "explain": ExplainGraph(model)}
+    modules: dict[GraphName, nn.Module] = {"score": ScoreGraph(served), "explain": ExplainGraph(served)}
     with (folder / WEIGHTS).open("wb") as file:
         weights = _Weights(file)
         for name, graph in graphs.items():
-            exported = _export(modules[name].eval(), model, graph)
+            exported = _export(modules[name].eval(), served, graph)
             weights.move_out(exported)
+            if name == "explain":
+                places = {key: weights.place(tensor) for key, tensor in model.state_dict().items()}
+                exported.metadata_props[STATE] = json.dumps(places)
             onnx_ir.save(exported, folder / graph.file)
     return graphs
+
+
+def read_state(folder: Path, graph: Graph) -> dict[str, Tensor] | None:
+    """The `state_dict` of the model whose explain graph this is, mapped from the weights file; None of an old graph."""
+    places = json.loads(onnx_ir.load(folder / graph.file).metadata_props.get(STATE, "null"))
+    if places is None:
+        return None
+    whole = np.memmap(folder / WEIGHTS, np.uint8, mode="c")
+    return {name: _tensor_at(whole, **place) for name, place in places.items()}
+
+
+def _tensor_at(whole: NDArray[np.uint8], *, dtype: str, shape: list[int], offset: int) -> Tensor:
+    length = math.prod(shape) * np.dtype(dtype).itemsize
+    return torch.from_numpy(whole[offset : offset + length].view(dtype).reshape(shape))
 
 
 def _export(module: nn.Module, model: Model, graph: Graph) -> onnx_ir.Model:
@@ -101,10 +127,16 @@ class _Weights:
                     base_dir=Path(self._file.name).parent,
                 )
 
-    def _offset(self, content: bytes) -> int:
+    def place(self, tensor: Tensor) -> dict[str, object]:
+        """Where this tensor's bytes are, written now unless a graph maps them already."""
+        array = tensor.detach().cpu().contiguous().numpy()
+        content = array.reshape(-1).view(np.uint8).data
+        return {"dtype": array.dtype.name, "shape": array.shape, "offset": self._offset(content)}
+
+    def _offset(self, content: bytes | memoryview) -> int:
         digest = hashlib.sha256(content).digest()
         if digest not in self._offsets:
-            self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._file.write(b"\0" * (-self._file.tell() % (ALIGNMENT if len(content) >= SHARED_BYTES else 8)))
             self._offsets[digest] = self._file.tell()
             self._file.write(content)
             self._file.flush()

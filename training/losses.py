@@ -16,7 +16,16 @@ def squared(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Ten
 
 def log_loss(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
     """Mean negative log likelihood of labels 0 and 1, from logits."""
-    return _mean(functional.binary_cross_entropy_with_logits(logits_B, labels_B, reduction="none"), weights_B)
+    labels = labels_B.expand_as(logits_B)  # an ensemble in training has a logit of every member, [M, B]
+    return _mean(functional.binary_cross_entropy_with_logits(logits_B, labels, reduction="none"), weights_B)
+
+
+def pairwise(gaps_Q: Tensor, weights_Q: Tensor) -> Tensor:
+    """Mean of −ln σ(gap), the gap being the logit of what was taken less that of what was not.
+
+    BPR-Opt without its penalty (Rendle et al., UAI 2009, section 4.1). A weight of 0 takes nothing from the count.
+    """
+    return _mean(functional.softplus(-gaps_Q), weights_Q)
 
 
 LOSSES: dict[str, Loss] = {"regression": squared, "binary": log_loss}

@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 CALIBRATION_BINS = 20
+CUTOFF = 10  # of hr@10 and ndcg@10
+GROWING = frozenset({"auc", "hr@10", "ndcg@10", "mrr", "gauc"})
 
 
 def regression_metrics(labels: Numbers, predictions: Numbers, label_range: tuple[float, float]) -> dict[str, float]:
@@ -20,6 +22,25 @@ def binary_metrics(labels: Numbers, logits: Numbers) -> dict[str, float]:
         "auc": auc(labels, logits),
         "log_loss": float(np.mean(np.logaddexp(0.0, logits) - labels * logits)),
         "calibration_error": calibration_error(labels, probabilities),
+    }
+
+
+def ranking_metrics(ranks: Numbers, areas: Numbers) -> dict[str, float]:
+    """Means over held-out rows, each with one item to find: rank 1 is the best, infinity was never ranked.
+
+    hr@10 is the share with rank ≤ 10; ndcg@10 the mean of 1 / log2(1 + rank) where rank ≤ 10, else 0 (one item to
+    find: the ideal is 1); mrr the mean of 1 / rank. gauc is the AUC of each user weighted by its rows (Zhu et al., KDD
+    2018, section 4: GAUC), which is the mean of the areas of rows; NaN ones have nothing to be compared with and do
+    not count. A rank of NaN makes all of them NaN.
+    """
+    if np.isnan(ranks).any():
+        return dict.fromkeys(("ndcg@10", "hr@10", "mrr", "gauc"), float("nan"))
+    hits, compared = ranks <= CUTOFF, areas[~np.isnan(areas)]
+    return {
+        "ndcg@10": float(np.mean(hits / np.log2(1 + ranks))),
+        "hr@10": float(np.mean(hits)),
+        "mrr": float(np.mean(1 / ranks)),
+        "gauc": float(np.mean(compared)) if len(compared) else float("nan"),
     }
 
 
@@ -48,7 +69,7 @@ def calibration_error(labels: Numbers, probabilities: Numbers) -> float:
 
 
 def better(metric: str, new: float, old: float | None) -> bool:
-    """Whether `new` improves on `old` (None: on nothing yet): AUC grows, every error shrinks, NaN never counts."""
+    """Whether `new` improves on `old` (None: on nothing yet): GROWING ones grow, errors shrink, NaN never counts."""
     if old is None:
         return not np.isnan(new)
-    return new > old if metric == "auc" else new < old
+    return new > old if metric in GROWING else new < old

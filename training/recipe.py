@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -13,8 +13,27 @@ from bundle.manifest import RESERVED_NAMES, Name
 from bundle.schema import Categorical, Hash, Kind, Multi, Numeric, Strict
 from models import MODELS
 from training.errors import RecipeError
+from training.search import Dimension, Tune
 
-Metric = Literal["rmse", "mae", "auc", "log_loss", "calibration_error"]
+Task = Literal["regression", "binary", "ranking"]
+Metric = Literal["rmse", "mae", "auc", "log_loss", "calibration_error", "hr@10", "ndcg@10", "mrr", "gauc"]
+METRICS: dict[Task, tuple[Metric, ...]] = {  # of each task, the default monitor first
+    "regression": ("rmse", "mae"),
+    "binary": ("log_loss", "auc", "calibration_error"),
+    "ranking": ("ndcg@10", "hr@10", "mrr", "gauc"),
+}
+KEYS_OF_ONE_TASK: dict[str, Task] = {
+    "clip": "regression",
+    "fit.positive_weight": "binary",
+    "fit.negative_rate": "binary",
+    "data.user": "ranking",
+    "data.item": "ranking",
+    "fit.negatives": "ranking",
+    "fit.negative_sampling": "ranking",
+}
+START = ("pretrained", "warm_start")  # keys of [model] that say what to start from
+PATHS = {"data": ("train", "validation", "field_map"), "model": START}  # tables and their keys that name files
+OWN_NAMES: Final = {"l2", "freeze"}  # settings of fit that speak of one model's parameters
 
 
 class Split(Strict):
@@ -42,6 +61,8 @@ class Data(Strict):
     label: str
     weight: str | None = Field(default=None, description="column of sample weights, applied to the training loss")
     field_map: Path | None = Field(default=None, description="libFM only: lines of 'index field'")
+    user: str | None = Field(default=None, description="ranking: the field that says who")
+    item: tuple[str, ...] = Field(default=(), description="ranking: the fields that say what; one or several")
     split: Split | None = Field(default=None, description="used when there is no validation file")
 
     @model_validator(mode="after")
@@ -57,24 +78,47 @@ class Fit(Strict):
 
     optimizer: Literal["adagrad", "adam"] = "adagrad"
     learning_rate: float = Field(default=0.05, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="the learning rate from its full value to 0 at the last epoch"
+    )
+    warm_up: float = Field(default=0.0, ge=0, description="epochs in which the learning rate grows from 0")
     batch_size: int = Field(default=512, ge=2)
     epochs: int = Field(default=30, ge=1)
     patience: int = Field(default=4, ge=1, description="stop after so many epochs without a better validation metric")
     monitor: Metric | None = Field(default=None, description="default: rmse for regression, log_loss for binary")
     seed: int = Field(default=2017, ge=0, lt=2**31)
     l2: dict[str, Annotated[float, Field(ge=0)]] = Field(default={}, description="parameter name or prefix → lambda")
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 keeps the last ones"
+    )
+    lazy: bool | None = Field(default=None, description="update only the rows of a batch; default: large tables")
+    freeze: tuple[str, ...] = Field(default=(), description="parameter names or prefixes that stay as they start")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of products, on a GPU")
+    positive_weight: float = Field(default=1.0, gt=0, description="binary: weight of label 1 in the loss")
+    negative_rate: float = Field(default=1.0, gt=0, le=1, description="binary: share of label 0 kept in the data")
+    negatives: int = Field(default=1, ge=1, description="ranking: negatives drawn for a positive, anew every epoch")
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     unknown_share: float = Field(default=0.005, ge=0, lt=1, description="values replaced by unknown in training")
     missing_share: float = Field(default=0.0, ge=0, lt=1, description="fields replaced by missing in training")
 
 
+class Pretrain(Strict):
+    """A first run over the same rows; the model starts from the bias, weights and embeddings that it ends with."""
+
+    model: dict[str, Any] = Field(default={}, description="key and options; default: fm with the same embedding_dim")
+    fit: dict[str, Any] = Field(default={}, description="what differs from [fit]; l2 and freeze are not taken over")
+
+
 class Recipe(Strict):
     name: Name
-    task: Literal["regression", "binary"]
+    task: Task
     clip: bool = Field(default=False, description="regression: clip predictions to the training label range")
     data: Data
     fields: dict[str, Kind] | None = Field(default=None, description="left out: every column but the label")
     model: dict[str, Any]
+    pretrain: Pretrain | None = Field(default=None, description="train another model first and start from it")
     fit: Fit = Fit()
+    tune: Tune | None = Field(default=None, description="what `tune` may try; fit does not read it")
 
     @field_validator("name")
     @classmethod
@@ -85,11 +129,35 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.clip and self.task != "regression":
-            raise ValueError("clip goes with task = regression")
-        allowed = ("rmse", "mae") if self.task == "regression" else ("auc", "log_loss", "calibration_error")
+        for key, task in KEYS_OF_ONE_TASK.items():
+            if task != self.task and self._changed(key):
+                raise ValueError(f"{key} goes with task = {task}")
+        if self.task == "ranking" and not (self.data.user and self.data.item):
+            raise ValueError("task = ranking needs data.user and data.item: the fields that say who and what")
+        if self.fit.negative_rate < 1 and not self.data.validation:
+            raise ValueError(
+                "fit.negative_rate needs data.validation, a file with all its negatives: "
+                "a split of the training file has lost them, too"
+            )
+        allowed = METRICS[self.task]
         if self.fit.monitor and self.fit.monitor not in allowed:
             raise ValueError(f"fit.monitor = {self.fit.monitor!r}: for {self.task} give one of {', '.join(allowed)}")
+        return self
+
+    def _changed(self, key: str) -> bool:
+        """Whether a dotted key has another value than its default."""
+        table, _, name = key.rpartition(".")
+        section = getattr(self, table) if table else self
+        return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        starts = [f"model.{key}" for key in START if key in self.model] + (["[pretrain]"] if self.pretrain else [])
+        if len(starts) > 1:
+            raise ValueError(f"{' and '.join(starts)} exclude each other: a model starts from one")
+        for key in START:
+            if not isinstance(given := self.model.get(key, "a path"), str) or not given:
+                raise ValueError(f"model.{key}: expected the path of a bundle, got {given!r:.80}")
         return self
 
     @property
@@ -99,19 +167,48 @@ class Recipe(Strict):
     @property
     def config(self) -> Any:
         """The model's own frozen Config."""
-        options = {option: value for option, value in self.model.items() if option != "key"}
+        options = {option: value for option, value in self.model.items() if option not in ("key", *START)}
         return TypeAdapter(MODELS[self.key].Config).validate_python(options)
 
     @property
     def monitor(self) -> Metric:
-        return self.fit.monitor or ("rmse" if self.task == "regression" else "log_loss")
+        return self.fit.monitor or METRICS[self.task][0]
+
+    @property
+    def first_step(self) -> "Recipe | None":
+        """What [pretrain] asks for: this recipe with its model and its settings. ValidationError as for a recipe."""
+        if self.pretrain is None:
+            return None
+        model = {"key": "fm", **self.pretrain.model}
+        if _takes(model["key"], "embedding_dim") and _takes(self.key, "embedding_dim"):
+            model = {"embedding_dim": self.config.embedding_dim, **model}
+        fit = {**self.fit.model_dump(exclude_unset=True, exclude=OWN_NAMES), **self.pretrain.fit}
+        return Recipe.model_validate({**dict(self), "model": model, "fit": fit, "pretrain": None})
+
+
+def _takes(key: object, option: str) -> bool:
+    return str(key) in MODELS and option in {field.name for field in dataclass_fields(MODELS[str(key)].Config)}
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, and check it whole.
 
-    Paths in the file are relative to it; paths in overrides to the current folder.
+    `extends = "base.toml"` lays it over another file, key by key. Paths in a file are relative to it; paths in
+    overrides to the current folder.
     """
+    document = _read(path)
+    if (base := document.pop("extends", None)) is not None:
+        if not isinstance(base, str):
+            raise RecipeError(f"recipe {str(path)!r}: extends: expected the path of a recipe, got {base!r:.80}")
+        beneath = _read(path.parent / base)
+        if "extends" in beneath:
+            raise RecipeError(f"recipe {str(path)!r}: {base!r:.80} extends another itself: one level is enough")
+        document = _laid_over(beneath, document)
+    return check(document, overrides, origin=repr(str(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a file, its paths made relative to the current folder."""
     try:
         document = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -120,12 +217,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{str(path)!r} is not TOML: {error}") from None
-    data = document.get("data")
-    if isinstance(data, dict):
-        for key in ("train", "validation", "field_map"):
-            if isinstance(data.get(key), str):
-                data[key] = str(path.parent / data[key])
-    return check(document, overrides, origin=repr(str(path)))
+    for table, keys in PATHS.items():
+        section = document.get(table)
+        if not isinstance(section, dict):
+            continue
+        for key in keys:
+            if isinstance(section.get(key), str) and section[key]:
+                section[key] = str(path.parent / section[key])
+    return document
+
+
+def _laid_over(beneath: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _laid_over(beneath[key], value)
+        for key, value in document.items()
+        if isinstance(value, dict) and isinstance(beneath.get(key), dict)
+    }
+    return {**beneath, **document, **both}
 
 
 def check(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str) -> Recipe:
@@ -136,23 +244,34 @@ def check(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: st
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"recipe {origin}: {_explain(error)}") from None
-    _check_model(recipe, origin)
+    _check_model(recipe, origin, "model", START)
+    try:
+        first_step = recipe.first_step
+    except ValidationError as error:
+        raise RecipeError(f"recipe {origin}: {_explain(error, 'pretrain')}") from None
+    if first_step:
+        _check_model(first_step, origin, "pretrain.model", ())
+        before, after = (getattr(step.config, "embedding_dim", None) for step in (first_step, recipe))
+        if before and after and before != after:
+            raise RecipeError(
+                f"recipe {origin}: pretrain.model.embedding_dim is {before}, model.embedding_dim is {after}: give one"
+            )
     return recipe
 
 
-def _check_model(recipe: Recipe, origin: str) -> None:
+def _check_model(recipe: Recipe, origin: str, table: str, start: tuple[str, ...]) -> None:
     key = recipe.model.get("key")
     if not isinstance(key, str) or key not in MODELS:
-        raise RecipeError(f"recipe {origin}: {_unknown('model.key', str(key), list(MODELS))}")
-    known = [field.name for field in dataclass_fields(MODELS[key].Config)]
+        raise RecipeError(f"recipe {origin}: {_unknown(f'{table}.key', str(key), list(MODELS))}")
+    known = ["key", *start, *(field.name for field in dataclass_fields(MODELS[key].Config))]
     for option in recipe.model:
-        if option not in ("key", *known):
-            raise RecipeError(f"recipe {origin}: {_unknown('model', option, ['key', *known])}")
+        if option not in known:
+            raise RecipeError(f"recipe {origin}: {_unknown(table, option, known)}")
     try:
         _ = recipe.config
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(["model", *map(str, first["loc"])])
+        where = ".".join([table, *map(str, first["loc"])])
         raise RecipeError(f"recipe {origin}: {where}: {_message(first)}") from None
 
 
@@ -173,10 +292,11 @@ def _set(document: dict[str, Any], override: str) -> None:
         table[keys[-1]] = text.strip()
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, *tables: str) -> str:
+    """One sentence for what is wrong in a recipe, or in these nested tables of one."""
     # A misspelt key is also a missing one: the spelling is the better news.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = [str(part) for part in first["loc"]]
+    where = [*tables, *(str(part) for part in first["loc"])]
     if first["type"] == "extra_forbidden":
         return _unknown(_shown(where[:-1]), where[-1], _keys_of(where[:-1]))
     return f"{_shown(where)}: {_message(first)}"
@@ -210,7 +330,12 @@ def _keys_of(table: list[str]) -> list[str]:
         (): Recipe,
         ("data",): Data,
         ("data", "split"): Split,
+        ("pretrain",): Pretrain,
+        ("pretrain", "fit"): Fit,
         ("fit",): Fit,
+        ("tune",): Tune,
     }
+    if table[:2] == ["tune", "space"]:
+        return list(Dimension.model_fields)
     model = (Hash if table[-1] == "hash" else kinds[table[2]]) if table[:1] == ["fields"] else tables[tuple(table)]
     return list(model.model_fields)

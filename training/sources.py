@@ -75,9 +75,13 @@ class Source:
         return self.format in ("csv", "tsv")
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, progress: Callable[[int], object] | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        rows: int = BATCH_ROWS,
+        progress: Callable[[int], object] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream the columns (None: all) in the order asked for, at most 65,536 rows at a time.
+        """Stream the columns (None: all) in the order asked for, at most `rows` rows at a time.
 
         `progress` gets what was consumed since its last call. DataError where a column or row is not as it should be.
         """
@@ -86,8 +90,8 @@ class Source:
             self.require(name)
         consumed = 0
         for batch, position in self.reader.batches(wanted):
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield batch.slice(start, BATCH_ROWS)
+            for start in range(0, batch.num_rows, rows):
+                yield batch.slice(start, rows)
             if progress:
                 progress(position - consumed)
             consumed = position
@@ -121,13 +125,19 @@ def open_source(path: Path, *, field_map: Path | None = None, label: str | None 
     return source
 
 
+def batch_rows(cells: int) -> int:
+    """How many rows of so many cells to take at once: 2^20 of up to ten cells, never under 65,536."""
+    return BATCH_ROWS * max(1, min(16, 160 // max(cells, 1)))
+
+
 def column_values(
     column: pa.Array, kind: Kind, *, name: str, source: Source, first_row: int
 ) -> Coded | NDArray[np.float64] | list[Any]:
     """A column of a batch as the encoder takes it for a field of that kind; DataError names the cell it refuses.
 
-    `first_row` counts the data rows of the file before this batch. Categorical: `Coded`, its values in order of first
-    appearance. Numeric: float64 with NaN for missing; a cell of CSV or TSV is parsed, a string in Parquet is refused.
+    `first_row` counts the data rows of the file before this batch. Categorical: `Coded`, of integers and booleans as
+    text; a dictionary of the file stays as it is, with values that no row has, perhaps with null or a value twice.
+    Numeric: float64 with NaN for missing; a cell of CSV or TSV is parsed, a string in Parquet is refused.
     Multi: a list for each row, or {category: weight}, or None; a string, in Parquet too, is split by the kind's
     separator, and what is empty between two separators is no value. A map of one entry is what libFM has for a
     category (value 1) and for a number (always the same index).
@@ -210,9 +220,12 @@ class _Parquet:
     path: Path
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Dictionaries come whole with every batch, so batches are long; not so where a cell may be, too."""
         rows = 0
         with readable(self.path), pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            nested = any(pa.types.is_nested(file.schema_arrow.field(name).type) for name in columns)
+            length = BATCH_ROWS if nested else batch_rows(len(columns))
+            for batch in file.iter_batches(length, columns=list(columns)):
                 rows += batch.num_rows
                 yield batch.select(columns), rows
 

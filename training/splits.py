@@ -14,12 +14,14 @@ from training.errors import DataError
 from training.recipe import Split
 from training.sources import Source, column_values, numbers_of
 
+DRAWN_ROWS = 65_536  # rows of the file for which random numbers are drawn together
+
 Rows = NDArray[np.bool_]
 Choose = Callable[[pa.RecordBatch, int], Rows]
 
 
 def validation_rows(split: Split, source: Source, *, seed: int) -> Choose:
-    """A function of (batch, position of its first row) that marks the validation rows; the same in every pass."""
+    """A function of (batch, position of its first row) that marks the validation rows, however they are batched."""
     match split.by:
         case "fraction":
             return _by_fraction(split.fraction, seed)
@@ -33,7 +35,10 @@ def validation_rows(split: Split, source: Source, *, seed: int) -> Choose:
 
 def _by_fraction(fraction: float, seed: int) -> Choose:
     def choose(batch: pa.RecordBatch, first: int) -> Rows:
-        return np.asarray(np.random.default_rng((seed, first)).random(batch.num_rows) < fraction)
+        skipped = first % DRAWN_ROWS
+        starts = range(first - skipped, first + batch.num_rows, DRAWN_ROWS)
+        drawn = [np.random.default_rng((seed, start)).random(DRAWN_ROWS) for start in starts]
+        return np.asarray(np.concatenate([np.empty(0), *drawn])[skipped : skipped + batch.num_rows] < fraction)
 
     return choose
 

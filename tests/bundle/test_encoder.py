@@ -280,3 +280,25 @@ def test_a_vocabulary_that_does_not_fit(vocabularies: dict[str, Vocabulary], mes
     schema = FeatureSchema(fields=(FittedField(name="x", kind=Categorical(), size=4),))
     with pytest.raises(SchemaError, match=message):
         Encoder(schema, vocabularies)
+
+
+def test_an_array_of_floats_is_encoded_as_its_list() -> None:
+    numbers = np.array([31.0, np.nan, -0.0, 1e300])
+    for field in ("age", "spend", "hour"):
+        array, listed = ENCODER.columns({field: numbers}), ENCODER.columns({field: numbers.tolist()})
+        np.testing.assert_array_equal(array.ids, listed.ids)
+        np.testing.assert_array_equal(array.values, listed.values)
+    assert np.isnan(numbers[1])
+    with pytest.raises(InputError, match="row 2: expected a finite number or null"):
+        ENCODER.columns({"age": np.array([1.0, 2.0, np.inf])})
+
+
+def test_values_encoded_beforehand() -> None:
+    values = ["u2", "nobody", None, "u1"]
+    codes = np.array([3, -1, 0, 1, 2])
+    again = Coded(values, codes, ENCODER.distinct("user", values))
+    np.testing.assert_array_equal(
+        ENCODER.columns({"user": again}).ids, ENCODER.columns({"user": Coded(values, codes)}).ids
+    )
+    with pytest.raises(InputError, match="field 'user', row 1: expected a string"):
+        ENCODER.distinct("user", ["u1", 1.5])

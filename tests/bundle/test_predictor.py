@@ -9,7 +9,7 @@ import pytest
 import bundle
 from bundle import BundleInvalid, InputError, Predictor
 from bundle.encoder import Row
-from bundle.explanation import RowExplanation
+from bundle.explanation import RowExplanation, explain
 
 MODELS = ["lr", "fm", "nfm", "afm", "ifm"]
 ROWS: list[Row] = [
@@ -90,6 +90,28 @@ def test_the_strongest_pairs_are_named_and_the_others_summed(bundles: Path) -> N
         ("app", "age"),
         ("tags", "age"),
     }
+
+
+def test_pairs_that_only_have_a_size_are_shown_by_it(bundles: Path) -> None:
+    model = bundle.open(bundles / "tiny-afm" / "1")
+    encoded = model.encoder.rows(ROWS[:1])
+    (row,), names = model.explain(ROWS[:1], top_k=6), model.schema.names
+    attention = np.array([[0.1, 0.0, 0.4, 0.2, 0.2, 0.1]], np.float32)
+    arrays = {
+        "bias": np.float32(0),
+        "field": np.zeros((1, 4), np.float32),
+        "slot": np.zeros(encoded.ids.shape, np.float32),
+        "pair": np.zeros((1, 6), np.float32),
+        "residual": np.array([row.logit], np.float32),
+        "attention": attention,
+    }
+    logits = np.array([row.logit], np.float32)
+    (shown,) = explain(model.bundle, ROWS[:1], encoded, logits, arrays, top_k=3)
+    assert [pair.fields for pair in shown.pairs] == [
+        (names[f], names[g]) for f, g in (model.schema.pairs[p] for p in (2, 3, 4))
+    ]
+    assert [pair.sizes["attention"] for pair in shown.pairs] == pytest.approx([0.4, 0.2, 0.2])
+    assert (shown.remaining_count, shown.remaining_contribution) == (3, 0)
 
 
 def test_a_row_alone_gets_the_answer_it_gets_among_many(model: Predictor) -> None:

@@ -73,6 +73,13 @@ def clipping(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
         yield client
 
 
+@pytest.fixture(scope="module")
+def ranking(ranking_bundle: Path) -> Iterator[httpx.Client]:
+    """Serves tiny-ranking, whose task is ranking."""
+    with running(create_app(Settings(bundles=ranking_bundle.parent.parent, provider="cpu"))) as client:
+        yield client
+
+
 @pytest.fixture
 def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""

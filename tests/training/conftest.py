@@ -46,11 +46,19 @@ def prepare(tmp_path: Path) -> Callable[..., Run]:
     """A Run over a log, its checkpoints in a folder of its own."""
     counter = iter(range(100))
 
-    def build(table: Table | None = None, *, task: str = "binary", model: Any = None, **settings: Any) -> Run:
+    def build(
+        table: Table | None = None,
+        *,
+        validation: Table | None = None,
+        task: str = "binary",
+        model: Any = None,
+        **settings: Any,
+    ) -> Run:
         folder = tmp_path / str(next(counter))
         folder.mkdir()
         pq.write_table(pa.table(columns() if table is None else table), folder / "train.parquet")
-        pq.write_table(pa.table(columns(seed=2) | {"weight": np.ones(400)}), folder / "validation.parquet")
+        held_out = columns(seed=2) | {"weight": np.ones(400)} if validation is None else validation
+        pq.write_table(pa.table(held_out), folder / "validation.parquet")
         document = {
             "name": "m",
             "task": task,
@@ -65,14 +73,14 @@ def prepare(tmp_path: Path) -> Callable[..., Run]:
             "fit": {**PLAIN, **settings},
         }
         recipe = check(document, origin="of the test")
-        train, validation = open_parts(recipe)
+        train, validated = open_parts(recipe)
         schema, vocabularies, _ = fit_schema(train, recipe.fields or {})
         encoder = Encoder(schema, vocabularies)
         return Run(
             recipe=recipe,
             schema=schema,
             train=read(train, encoder, recipe, weight=recipe.data.weight, what="testing"),
-            validation=read(validation, encoder, recipe, what="testing"),
+            validation=read(validated, encoder, recipe, what="testing"),
             device=torch.device("cpu"),
             checkpoints=folder / "checkpoints",
             fingerprint=recipe.model_dump(mode="json", include={"model": True, "fit": {"learning_rate", "seed"}}),

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bundle import Encoder
-from training.dataset import Dataset, digest, open_parts, read
+from bundle.vocabulary import Vocabulary
+from training import cache as cache_module
+from training.dataset import Cache, Dataset, digest, open_parts, read
 from training.errors import DataError
 from training.recipe import check
 from training.vocabulary import fit_schema
@@ -16,8 +20,17 @@ USER_AND_APP = {"user": {"kind": "categorical"}, "app": {"kind": "categorical"}}
 USERS, APPS = ["u1", "u2", "u1", "u3"], ["a", "b", None, "a"]
 
 
-def encode(path: Path, fields: dict[str, Any] = USER_AND_APP, *, task: str = "binary", **data: Any) -> Dataset:
-    """The training rows of a file that is its own validation file."""
+def encode(
+    path: Path,
+    fields: dict[str, Any] = USER_AND_APP,
+    *,
+    task: str = "binary",
+    held_out: bool = False,
+    cache: Path | None = None,
+    backwards: bool = False,
+    **data: Any,
+) -> Dataset:
+    """The training or the validation rows of a file that is its own validation file, unless `data` says otherwise."""
     document = {
         "name": "m",
         "task": task,
@@ -26,10 +39,19 @@ def encode(path: Path, fields: dict[str, Any] = USER_AND_APP, *, task: str = "bi
         "model": {"key": "fm"},
     }
     recipe = check(document, origin="of the test")
-    part, _ = open_parts(recipe)
+    parts = open_parts(recipe)
     assert recipe.fields is not None
-    learnt = fit_schema(part, recipe.fields)
-    return read(part, Encoder(learnt.schema, learnt.vocabularies), recipe, weight=recipe.data.weight, what="testing")
+    schema, vocabularies, _ = fit_schema(parts[0], recipe.fields)
+    if backwards:
+        vocabularies = {name: Vocabulary.of(values.values()[::-1]) for name, values in vocabularies.items()}
+    return read(
+        parts[held_out],
+        Encoder(schema, vocabularies),
+        recipe,
+        weight=recipe.data.weight,
+        cache=Cache(cache, digest(path), vocabularies) if cache else None,
+        what="testing",
+    )
 
 
 def write(folder: Path, **columns: Any) -> Path:
@@ -158,3 +180,121 @@ def test_the_digest_depends_on_every_byte_and_on_the_order(tmp_path: Path) -> No
 
 def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
     assert "every weight 'weight' is 0" in refusal(write(tmp_path, weight=[0, 0, 0, 0]), weight="weight")
+
+
+MANY = 12_000
+WIDE = {"user": {"kind": "categorical"}, "tags": {"kind": "multi", "max_len": 3}, "age": {"kind": "numeric"}}
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows in four groups, each with a dictionary of its own; more than stay in memory."""
+    monkeypatch.setattr(cache_module, "MEMORY_BYTES", 40_000)
+    random, path = np.random.default_rng(5), tmp_path / "many.parquet"
+    tags = random.integers(0, 5, (MANY, 2)).astype(str)
+    columns = {
+        "label": random.choice([-1, 1], MANY),
+        "user": pa.array([f"u{n}" for n in random.integers(0, 300, MANY)]).dictionary_encode(),
+        "tags": [f"{a}|{b}" if a != b else None for a, b in tags],
+        "age": random.normal(size=MANY),
+        "weight": random.permutation(MANY),
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=5_000)
+    return path
+
+
+def same(first: Dataset, second: Dataset) -> None:
+    assert first.label_range == second.label_range
+    for name in ("ids", "values", "labels", "weights"):
+        mine, other = getattr(first, name), getattr(second, name)
+        np.testing.assert_array_equal(mine, other)
+        assert mine.dtype == other.dtype
+
+
+def test_rows_too_many_for_memory_are_mapped_found_again_and_the_same(
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoded"
+    held = encode(many, WIDE, weight="weight")
+    written = encode(many, WIDE, weight="weight", cache=folder)
+    (entry,) = folder.iterdir()
+    assert re.fullmatch(rf"testing: [\d,]+ rows/s, kept in {entry} for the next run .*\n", capsys.readouterr().err)
+    found = encode(many, WIDE, weight="weight", cache=folder)
+    assert capsys.readouterr().err == f"testing: found in {entry}\n"
+    assert (held.mapped, written.mapped, found.mapped) == (False, True, True)
+    same(held, written)
+    same(held, found)
+    assert held.label_range == (0.0, 1.0)
+    assert set(np.unique(held.labels)) == {0.0, 1.0}
+
+
+def test_whatever_decides_the_rows_makes_another_entry(many: Path, tmp_path: Path) -> None:
+    folder, copy, seen = tmp_path / "encoded", tmp_path / "copy.parquet", set[Path]()
+    copy.write_bytes(many.read_bytes())
+    split: dict[str, Any] = {"validation": None, "split": {"fraction": 0.5}}
+    variants: list[dict[str, Any]] = [
+        {},
+        {"weight": "weight"},
+        {"task": "regression"},
+        {"label": "weight", "task": "regression"},
+        {"fields": {"user": {"kind": "categorical", "min_count": 40}}},
+        {"fields": {"user": {"kind": "categorical", "min_count": 45}}},
+        {"backwards": True},
+        {"validation": str(copy), "held_out": True},
+        split,
+        {**split, "held_out": True},
+        {**split, "split": {"fraction": 0.6}},
+    ]
+    lengths = [len(encode(many, **{"fields": WIDE, **variant}, cache=folder)) for variant in variants]
+    assert len([*folder.iterdir()]) == len(variants)
+    assert lengths[8] + lengths[9] == MANY
+    seen = {*folder.iterdir()}
+    again = [len(encode(many, **{"fields": WIDE, **variant}, cache=folder)) for variant in variants]
+    assert again == lengths
+    assert {*folder.iterdir()} == seen
+
+
+def test_a_refused_label_far_down_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MEMORY_BYTES", 1000)
+    path, folder = tmp_path / "log.parquet", tmp_path / "encoded"
+    labels = [0] * 5000 + [1] * 10 + [-1]
+    users = pa.array(["u"] * len(labels)).dictionary_encode()
+    pq.write_table(pa.table({"label": labels, "user": users}), path, row_group_size=1000)
+    with pytest.raises(DataError, match="a binary task takes 0 and 1, or -1 and 1; found -1, 0, 1"):
+        encode(path, {"user": {"kind": "categorical"}}, cache=folder)
+    assert [*folder.iterdir()] == []
+
+
+def epoch(data: Dataset, *, shuffle: bool, rows: int = 1000) -> list[np.ndarray]:
+    """Every row of an epoch as one line: ids, label, values, weight."""
+    torch.manual_seed(3)
+    batches = [*data.batches(rows, torch.device("cpu"), shuffle=shuffle)]
+    assert [len(batch.labels) for batch in batches[:-1]] == [rows] * (len(data) // rows - (len(data) % rows == 0))
+    assert {batch.ids.dtype for batch in batches} == {torch.int64}
+    return [
+        np.column_stack(
+            [part.numpy() for part in (batch.ids, batch.labels, batch.values, batch.weights) if part is not None]
+        )
+        for batch in batches
+    ]
+
+
+def test_a_mapped_set_gives_the_same_batches_in_order_and_every_row_once_at_random(many: Path, tmp_path: Path) -> None:
+    held = encode(many, WIDE, weight="weight")
+    mapped = encode(many, WIDE, weight="weight", cache=tmp_path / "encoded")
+    in_order = np.concatenate(epoch(held, shuffle=False))
+    np.testing.assert_array_equal(in_order, np.concatenate(epoch(mapped, shuffle=False)))
+    for data in (held, mapped):
+        at_random = np.concatenate(epoch(data, shuffle=True))
+        assert not np.array_equal(at_random, in_order)
+        np.testing.assert_array_equal(at_random, np.concatenate(epoch(data, shuffle=True)))
+        by_weight = [rows[np.argsort(rows[:, -1], kind="stable")] for rows in (in_order, at_random)]
+        np.testing.assert_array_equal(by_weight[0], by_weight[1])
+
+
+def test_rows_in_memory_are_a_full_shuffle(tmp_path: Path) -> None:
+    data = encode(write(tmp_path))
+    torch.manual_seed(3)
+    (batch,) = data.batches(10, torch.device("cpu"), shuffle=True)
+    torch.manual_seed(3)
+    np.testing.assert_array_equal(batch.ids, data.ids[torch.randperm(4)])

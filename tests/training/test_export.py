@@ -15,11 +15,11 @@ from torch import Tensor
 
 import bundle
 from bundle import Predictor, store
-from models import MODELS, Explanation, Model
+from models import MODELS, Explanation, Layout, Model
 from models.fm import FM
 from training.dataset import digest
 from training.errors import ExportRefused
-from training.graphs import SHARED_BYTES
+from training.graphs import SHARED_BYTES, read_state, write_graphs
 from training.pipeline import Options, run
 from training.recipe import check
 
@@ -145,6 +145,46 @@ def test_graphs_keep_only_small_constants(opened: Opened) -> None:
             assert all(len(tensor.raw_data) < SHARED_BYTES for tensor in inside)
 
 
+def test_the_weights_file_keeps_the_models_own_state(tmp_path: Path) -> None:
+    """Batch norm is folded into the layer before it: no graph could give back what was trained."""
+    model = build_model("nfm", layers=(300,), batch_norm=True)
+    graphs = write_graphs(model, tmp_path)
+    found = read_state(tmp_path, graphs["explain"])
+    assert found is not None
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
+    score = onnx.load(tmp_path / "score.onnx").graph.initializer
+    (folded,) = (onnx.numpy_helper.to_array(tensor) for tensor in score if tensor.name == "model.mlp.0.weight")
+    assert np.abs(folded - found["mlp.0.weight"].numpy()).max() > 0.1
+
+
+def test_the_state_is_the_models_not_that_of_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "shifted", Shifted)
+    graphs = write_graphs(build_model("shifted"), tmp_path)
+    found = read_state(tmp_path, graphs["explain"])
+    assert found is not None
+    assert found["bias"] == 0
+
+
+def test_a_graph_of_before_keeps_no_state(tmp_path: Path) -> None:
+    graph = write_graphs(build_model("lr"), tmp_path)["explain"]
+    older = onnx.load(tmp_path / graph.file, load_external_data=False)
+    del older.metadata_props[:]
+    onnx.save(older, tmp_path / graph.file)
+    assert read_state(tmp_path, graph) is None
+
+
+def build_model(key: str, **options: Any) -> Model:
+    torch.manual_seed(1)
+    layout = Layout(num_features=20, widths=(1, 2, 1), needs_values=True)
+    model = MODELS[key](layout, MODELS[key].Config(**options)).eval()
+    for name, tensor in model.named_buffers():
+        if "running" in name:
+            tensor.uniform_(0.1, 3.0)
+    return model
+
+
 def test_the_manifest_says_what_the_bundle_is(opened: Opened, log: Path) -> None:
     manifest = opened["tiny-afm"].manifest
     assert (manifest.name, manifest.version, manifest.key, manifest.task) == ("tiny-afm", 1, "afm", "binary")
@@ -196,20 +236,38 @@ def test_the_report_tells_how_it_went(opened: Opened, log: Path) -> None:
         assert [tuple(pair["fields"]) for pair in mean["pairs"]] == [
             (schema.names[f], schema.names[g]) for f, g in schema.pairs
         ]
+        tables = schema.size * (1 if name == "tiny-lr" else 9)
+        others = {"tiny-nfm": 16 + 8 * 8 + 16 + 8, "tiny-afm": 8 + (8 + 1 + 1) * 4, "tiny-ifm": (32 + 1 + 4) * 8}
+        assert report["parameters"] == 1 + tables + others.get(name, 0)
+        assert report["training_seconds"] >= 0
+        assert report["threads"] == torch.get_num_threads()
         has_pairs = name not in ("tiny-lr", "tiny-nfm")
         assert all((pair["contribution"] > 0) == has_pairs for pair in mean["pairs"])
 
 
 def test_importance_is_the_mean_over_the_validation_rows(tmp_path: Path) -> None:
     validation = {"label": [1, -1, 1], "user": [1, 2, 99], "app": ["a", "b", "c"]}
-    model = bundle.open(export(tmp_path, validation=validation))
+    model = bundle.open(export(tmp_path, "ifm", validation=validation))
     rows = [{"user": str(user), "app": app} for user, app in zip(validation["user"], validation["app"], strict=True)]
-    explained = model.explain(rows)
-    mean = model.bundle.report["mean_absolute_contribution"]
+    explained, report = model.explain(rows), model.bundle.report
+    mean = report["mean_absolute_contribution"]
     by_hand = np.mean([[abs(field.contribution) for field in one.fields] for one in explained], axis=0)
     assert list(mean["fields"].values()) == pytest.approx(by_hand.tolist(), rel=1e-5)
     pairs = np.mean([abs(one.pairs[0].contribution) for one in explained])
     assert mean["pairs"][0]["contribution"] == pytest.approx(float(pairs), rel=1e-5)
+    factors = np.mean([[field.sizes["factor"] for field in one.fields] for one in explained], axis=0)
+    assert list(report["mean_sizes"]["factor"].values()) == pytest.approx(factors.tolist(), rel=1e-5)
+    assert np.ptp(factors) > 1e-3
+
+
+def test_sizes_over_pairs_are_listed_from_the_largest(opened: Opened) -> None:
+    model = opened["tiny-afm"]
+    attention = model.bundle.report["mean_sizes"]["attention"]
+    means = [pair["mean"] for pair in attention]
+    assert means == sorted(means, reverse=True)
+    assert sum(means) == pytest.approx(1)
+    names = {frozenset(pair["fields"]) for pair in attention}
+    assert names == {frozenset({model.schema.names[f], model.schema.names[g]}) for f, g in model.schema.pairs}
 
 
 def test_an_auc_that_is_none_is_null_in_the_report(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import torch
 from bundle import FeatureSchema
 from training import checkpoint
 from training.errors import DataError, RecipeError, TrainingError
-from training.fit import Run, build_model, choose_device, fit, make_optimizer, predict_logits
+from training.fit import Run, build_model, choose_device, fit
 from training.metrics import binary_metrics
+from training.objectives import predict_logits
+from training.optim import make_optimizer, penalties
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Run]
@@ -68,7 +70,8 @@ def test_adagrad_starts_its_accumulator_at_1e_8(prepare: Prepare) -> None:
     assert bias == pytest.approx(-0.01 * gradient / (1e-8 + gradient**2) ** 0.5, rel=1e-3)
     saved = checkpoint.load(run.checkpoints)
     assert saved is not None
-    unseen = [tensor[0] for name, tensor in saved.optimizer.items() if name.endswith(".sum") and tensor.dim() == 2]
+    sums = [tensor for name, tensor in saved.read("optimizer").items() if name.endswith(".sum")]
+    unseen = [tensor[0] for tensor in sums if tensor.dim() == 2]
     assert unseen, "row 0 is padding: no gradient reaches it, so its accumulator is the initial one"
     assert all(torch.all(row == torch.tensor(1e-8)) for row in unseen)
 
@@ -77,23 +80,24 @@ def _nearly_balanced(rows: int) -> np.ndarray:
     return (np.arange(rows) <= rows // 2).astype(np.float32)
 
 
-def test_l2_takes_parameters_by_name_or_prefix(prepare: Prepare) -> None:
-    run = prepare(model={"key": "afm"}, l2={"attention.W": 0.5, "embedding": 0.25})
-    assert penalties(run) == {"attention.W": 0.5, "embedding": 0.25}
-
-
-def test_the_longest_prefix_wins(prepare: Prepare) -> None:
-    run = prepare(model={"key": "afm"}, l2={"attention": 0.1, "attention.W": 0.5})
-    assert penalties(run) == {"attention.W": 0.5, "attention.b": 0.1, "attention.h": 0.1}
-
-
-def penalties(run: Run) -> dict[str, float]:
-    """λ of every parameter that has one."""
+@pytest.mark.parametrize(
+    ("l2", "expected"),
+    [
+        ({"attention.W": 0.5, "embedding": 0.25}, {"attention.W": 0.5, "embedding": 0.25}),
+        ({"attention": 0.1, "attention.W": 0.5}, {"attention.W": 0.5, "attention.b": 0.1, "attention.h": 0.1}),
+    ],
+    ids=["by name", "the longest prefix wins"],
+)
+def test_l2_takes_parameters_by_name_or_prefix(
+    prepare: Prepare, l2: dict[str, float], expected: dict[str, float]
+) -> None:
+    run = prepare(model={"key": "afm"})
     model = build_model(run.recipe, run.schema)
-    groups = make_optimizer(model, run.recipe.fit).param_groups
+    lambdas = penalties(model, l2)
+    assert {name: penalty for name, penalty in lambdas.items() if penalty} == expected
+    groups = make_optimizer(dict(model.named_parameters()), lambdas, run.recipe.fit).param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    return {name: decay[id(parameter)] for name, parameter in model.named_parameters() if decay[id(parameter)]}
+    assert {name: decay[id(parameter)] for name, parameter in model.named_parameters()} == lambdas
 
 
 @pytest.mark.parametrize("name", ["embeding", "attention", "embed"])
@@ -176,3 +180,12 @@ def test_the_device_is_what_was_asked_for() -> None:
         assert choose_device("auto") == CPU
         with pytest.raises(TrainingError, match="--device cuda: torch sees no GPU here"):
             choose_device("cuda")
+
+
+def test_it_starts_from_what_it_is_given(prepare: Prepare) -> None:
+    run = prepare(epochs=1, learning_rate=1e-6)
+    initial = {"weight": torch.randn(run.schema.size, 1), "bias": torch.tensor(2.5)}
+    model = fit(replace(run, initial=initial), resume=False).model
+    torch.testing.assert_close(model.weight.detach(), initial["weight"], atol=1e-4, rtol=0)
+    assert model.bias.item() == pytest.approx(2.5, abs=1e-4)
+    assert model.get_parameter("embedding").std().item() == pytest.approx(0.01, abs=0.002)

@@ -10,7 +10,8 @@ from training.pipeline import Options, run
 from training.recipe import Recipe, load
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes" / "frappe").glob("*.toml"))
+RANKING = ROOT / "recipes" / "frappe" / "ranking.toml"
+RECIPES = sorted(set((ROOT / "recipes" / "frappe").glob("*.toml")) - {RANKING})
 FM = ROOT / "recipes" / "frappe" / "fm.toml"
 DATA = ROOT.parent / "shared" / "data" / "frappe"
 needs_data = pytest.mark.skipif(
@@ -25,6 +26,12 @@ def test_the_recipes_use_the_ten_raw_fields_and_clip(path: Path) -> None:
     assert (recipe.task, recipe.clip) == ("regression", True)
     assert recipe.fields is not None
     assert len(recipe.fields) == 10
+
+
+def test_the_ranking_is_of_the_same_fields() -> None:
+    recipe = load(RANKING)
+    assert recipe.fields == load(FM).fields
+    assert (recipe.task, recipe.data.user, recipe.data.item) == ("ranking", "user", ("item", "cost"))
 
 
 def test_there_is_a_recipe_for_every_model_with_pairs() -> None:

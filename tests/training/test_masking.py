@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bundle import Categorical, FeatureSchema, Multi, Numeric
 from bundle.schema import FittedField, Hash
+from training.dataset import Batch
 from training.masking import Masking
 from training.recipe import Fit
 
@@ -28,9 +29,13 @@ def mask(row: list[int], values: list[float], *, seed: int = 1, **shares: float)
     settings = Fit(**{"unknown_share": 0.0, **shares})
     masking = Masking(SCHEMA, settings, torch.device("cpu"))
     torch.manual_seed(seed)
-    ids, masked = masking.apply(torch.tensor([row]).repeat(ROWS, 1), torch.tensor([values]).repeat(ROWS, 1))
-    assert masked is not None
-    return ids, masked
+    batch = masking.apply(rows(torch.tensor([row]).repeat(ROWS, 1), torch.tensor([values]).repeat(ROWS, 1)))
+    assert batch.values is not None
+    return batch.ids, batch.values
+
+
+def rows(ids: Tensor, values: Tensor | None) -> Batch:
+    return Batch(ids, values, labels=torch.zeros(len(ids)), weights=None)
 
 
 def test_a_share_of_single_values_becomes_unknown() -> None:
@@ -73,7 +78,7 @@ def test_the_same_seed_hides_the_same_and_no_share_hides_nothing() -> None:
 def test_rows_of_ids_alone_stay_so() -> None:
     schema = FeatureSchema(fields=SCHEMA.fields[:1])
     masking = Masking(schema, Fit(unknown_share=0.5, missing_share=0.25), torch.device("cpu"))
-    ids, values = masking.apply(torch.full((ROWS, 1), USER + 4), None)
+    ids, values, *_ = masking.apply(rows(torch.full((ROWS, 1), USER + 4), None))
     assert values is None
     shares = [(ids == USER + offset).float().mean().item() for offset in (0, 1, 4)]
     assert shares == pytest.approx([0.25, 0.375, 0.375], abs=0.02)

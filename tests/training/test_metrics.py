@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses import LOSSES
+from training.losses import LOSSES, pairwise
 from training.metrics import auc, better, binary_metrics, calibration_error, regression_metrics
 
 RANDOM = np.random.default_rng(5)
@@ -77,6 +77,12 @@ def test_losses_are_sums_over_the_rows_divided_by_their_count_whatever_they_weig
     first, second = log(1 + exp(-0.5)), log(1 + exp(-2.0))
     assert LOSSES["binary"](logits, labels, None).item() == pytest.approx((first + second) / 2)
     assert LOSSES["binary"](logits, labels, weights).item() == pytest.approx(3 * first / 2)
+
+
+def test_the_pairwise_loss_is_minus_the_log_of_the_chance_that_the_order_is_right() -> None:
+    gaps, weights = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([1.0, 2.0, 0.0])
+    expected = (-log(1 / (1 + exp(-0.5))) - 2 * log(1 / (1 + exp(2.0)))) / 3
+    assert pairwise(gaps, weights).item() == pytest.approx(expected)
 
 
 def test_metrics_of_the_whole_are_not_means_over_batches() -> None:

@@ -123,13 +123,22 @@ def test_an_override_through_a_value_is_refused() -> None:
         ("fit.batch_size=1", "fit.batch_size: input should be greater than or equal to 2, got 1"),
         ("fit.learning_rate=-1", "fit.learning_rate: .*got -1"),
         ("fit.learning_rate=inf", "fit.learning_rate: .*got inf"),
-        ("task=ranking", "task: input should be 'regression' or 'binary', got 'ranking'"),
+        ("task=rank", "task: input should be 'regression', 'binary' or 'ranking', got 'rank'"),
+        ("task=ranking", "task = ranking needs data.user and data.item: the fields that say who and what"),
+        ("data.user=user", "data.user goes with task = ranking"),
+        ('data.item=["app"]', "data.item goes with task = ranking"),
+        ("fit.negatives=2", "fit.negatives goes with task = ranking"),
+        ("fit.negative_sampling=popularity", "fit.negative_sampling goes with task = ranking"),
+        ("fit.negative_rate=0.1", "fit.negative_rate needs data.validation, a file with all its negatives"),
+        ("fit.negative_rate=1.5", "fit.negative_rate: .*got 1.5"),
+        ("model.warm_start=3", "model.warm_start: expected the path of a bundle, got 3"),
+        ('model={ key = "fm", warm_start = "a", pretrained = "b" }', "model.pretrained and model.warm_start exclude"),
         ("model.embedding_dim=0", "embedding_dim: expected a whole number of at least 1, got 0"),
         ("model.embedding_dim=many", "model.embedding_dim: .*got 'many'"),
         ("name=Frappe", "name: .*got 'Frappe'"),
         ("name=stats", "the name 'stats' is reserved"),
         ("clip=true", "clip goes with task = regression"),
-        ("fit.monitor=rmse", "fit.monitor = 'rmse': for binary give one of auc, log_loss, calibration_error"),
+        ("fit.monitor=rmse", "fit.monitor = 'rmse': for binary give one of log_loss, auc, calibration_error"),
         ("data.split.by=time", "split by time needs column"),
         ("data.split={ by = 'column', column = 'user' }", "by = column needs it"),
         ("data.split={ by = 'fraction', validation = 'x' }", "split.validation goes with by = column"),
@@ -155,6 +164,20 @@ def test_regression_may_clip_and_monitor_its_own_metrics() -> None:
     assert (recipe.clip, recipe.monitor) == (True, "mae")
 
 
+def test_what_weighs_labels_is_for_binary_alone() -> None:
+    for override in ("fit.positive_weight=2", "fit.negative_rate=0.1"):
+        assert f"{override.partition('=')[0]} goes with task = binary" in refusal(override, task="regression")
+
+
+def test_a_ranking_recipe_names_who_and_what() -> None:
+    data = {"train": "log.csv", "label": "y", "user": "user", "item": ["app", "price"]}
+    recipe = checked("fit.negatives=4", "fit.negative_sampling=popularity", task="ranking", data=data)
+    assert (recipe.data.user, recipe.data.item, recipe.monitor) == ("user", ("app", "price"), "ndcg@10")
+    assert "fit.monitor = 'auc': for ranking give one of ndcg@10" in refusal(
+        "fit.monitor=auc", task="ranking", data=data
+    )
+
+
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot read the recipe .*absent\.toml': No such file"):
         load(tmp_path / "absent.toml")
@@ -173,3 +196,31 @@ def test_values_of_the_wrong_sort_are_sentences(tmp_path: Path, override: str) -
     path.write_text(MINIMAL)
     with pytest.raises(RecipeError, match=r"model\.key|fit\.l2\.embedding"):
         load(path, [override])
+
+
+def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base = tmp_path / "base" / "base.toml"
+    base.write_text('task = "binary"\n[data]\ntrain = "log.csv"\nlabel = "y"\n[fit]\nepochs = 3\nseed = 5\n')
+    (tmp_path / "fm.toml").write_text(
+        'extends = "base/base.toml"\nname = "fm"\nmodel = { key = "fm" }\n'
+        'data = { validation = "v.csv" }\nfit = { epochs = 4 }\n'
+    )
+    recipe = load(tmp_path / "fm.toml", ["fit.batch_size=64"])
+    assert (recipe.data.train, recipe.data.validation) == (tmp_path / "base" / "log.csv", tmp_path / "v.csv")
+    assert (recipe.task, recipe.fit.epochs, recipe.fit.seed, recipe.fit.batch_size) == ("binary", 4, 5, 64)
+
+
+@pytest.mark.parametrize(
+    ("base", "extends", "sentence"),
+    [
+        ("", "3", "extends: expected the path of a recipe, got 3"),
+        ("", '"other.toml"', r"cannot read the recipe '.*other\.toml': No such file"),
+        ('extends = "x.toml"\n', '"base.toml"', "'base.toml' extends another itself: one level is enough"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(tmp_path: Path, base: str, extends: str, sentence: str) -> None:
+    (tmp_path / "base.toml").write_text(base)
+    (tmp_path / "fm.toml").write_text(f"extends = {extends}\n")
+    with pytest.raises(RecipeError, match=sentence):
+        load(tmp_path / "fm.toml")

@@ -17,7 +17,7 @@ import torch
 
 import bundle
 from training import checkpoint
-from training.checkpoint import Checkpoint, Progress
+from training.checkpoint import Progress
 from training.errors import TrainingError
 from training.fit import Run, fit
 from training.pipeline import Options, run
@@ -60,8 +60,44 @@ def test_epochs_in_two_runs_equal_epochs_in_one(prepare: Prepare, model: dict[st
     saved, resaved = checkpoint.load(whole.checkpoints), checkpoint.load(first_half.checkpoints)
     assert saved is not None
     assert resaved is not None
-    assert_same(saved.optimizer, resaved.optimizer)
-    assert_same(saved.model, resaved.model)
+    for part in ("model", "optimizer", "best"):
+        assert_same(saved.read(part), resaved.read(part))
+
+
+class CutOffError(Exception):
+    """What stops a run here, as a kill would."""
+
+
+def cut(entry: dict[str, float]) -> None:
+    if entry["epoch"] == 2:
+        raise CutOffError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adam", "schedule": "cosine", "warm_up": 1.5, "average": 0.9},
+        {"optimizer": "adagrad", "schedule": "linear", "average": 0.99, "freeze": ["embedding"]},
+        {"optimizer": "adam", "schedule": "linear", "lazy": True, "l2": {"weight": 1e-3}},
+        {"optimizer": "adagrad", "lazy": True},
+    ],
+    ids=["adam, cosine, average", "adagrad, frozen", "lazy adam", "lazy adagrad"],
+)
+def test_a_run_that_is_cut_off_ends_as_if_it_were_not(prepare: Prepare, settings: dict[str, Any]) -> None:
+    settings = {"model": NFM, "epochs": 5, "patience": 9, "unknown_share": 0.1, **settings}
+    whole, stopped = prepare(**settings), prepare(**settings)
+    with pytest.raises(CutOffError):
+        fit(replace(stopped, observers=[cut]), resume=False)
+    seen: list[dict[str, float]] = []
+    ended, resumed = fit(whole, resume=False), fit(replace(stopped, observers=[seen.append]), resume=True)
+    assert [entry["epoch"] for entry in seen] == [3, 4, 5]
+    assert_same(ended.model.state_dict(), resumed.model.state_dict())
+    assert [without_speed(entry) for entry in ended.curve] == [without_speed(entry) for entry in resumed.curve]
+    saved, resaved = checkpoint.load(whole.checkpoints), checkpoint.load(stopped.checkpoints)
+    assert saved is not None
+    assert resaved is not None
+    for path in saved.folder.glob("*.safetensors"):
+        assert path.read_bytes() == (resaved.folder / path.name).read_bytes(), path.name
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -188,38 +224,67 @@ def test_changed_data_are_not_resumed(recipe: Recipe, killed: Path, tmp_path: Pa
 def test_ctrl_c_leaves_a_checkpoint_and_a_sentence(recipe: Recipe, tmp_path: Path) -> None:
     said, code = cut_off(recipe, tmp_path, signal.SIGINT)
     assert code == 130
-    assert said.splitlines()[-1] == "stopped; what was finished is kept (fit: continue with --resume)"
+    assert said.splitlines()[-1].startswith("stopped; what was finished is kept (fit: continue with --resume")
     assert "Traceback" not in said
     assert 3 <= saved_epochs(tmp_path / "checkpoints") < EPOCHS
     assert not list(tmp_path.glob("artifacts/*/*"))
 
 
-def made_up(epoch: int, *, fingerprint: dict[str, Any]) -> Checkpoint:
-    progress = Progress(epoch=epoch, best_epoch=1, curve=[{"loss": 0.5}] * epoch, fingerprint=fingerprint)
-    tensors = {"weight": torch.full((3, 2), float(epoch)), "bias": torch.tensor(0.5)}
-    return Checkpoint(progress=progress, model=tensors, best=tensors, optimizer={"0.step": torch.tensor(7.0)})
+def made_up(epoch: int, *, best_epoch: int, fingerprint: dict[str, Any]) -> Progress:
+    curve = [{"loss": 0.5}] * epoch
+    return Progress(epoch=epoch, best_epoch=best_epoch, curve=curve, threads=1, fingerprint=fingerprint)
+
+
+def save(folder: Path, epoch: int, *, best_epoch: int, fingerprint: dict[str, Any] | None = None) -> None:
+    """A checkpoint whose weights are the number of the epoch, and their average ten times as much."""
+    weights = {"weight": torch.full((3, 2), float(epoch)), "bias": torch.tensor(0.5)}
+    parts: dict[checkpoint.Part, checkpoint.Tensors] = {
+        "model": weights,
+        "average": {name: 10 * tensor for name, tensor in weights.items()},
+        "optimizer": {"0.step": torch.tensor(7.0)},
+    }
+    progress = made_up(epoch, best_epoch=best_epoch, fingerprint=fingerprint or {})
+    checkpoint.save(folder, progress, parts, judged="average")
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     for epoch in (9, 10):
-        checkpoint.save(tmp_path, made_up(epoch, fingerprint={"fit": {"seed": 1}}))
+        save(tmp_path, epoch, best_epoch=epoch, fingerprint={"fit": {"seed": 1}})
     loaded = checkpoint.load(tmp_path)
     assert loaded is not None
-    assert loaded.progress == made_up(10, fingerprint={"fit": {"seed": 1}}).progress
-    assert_same(loaded.model, made_up(10, fingerprint={}).model)
+    assert loaded.progress == made_up(10, best_epoch=10, fingerprint={"fit": {"seed": 1}})
+    weights = {"weight": torch.zeros(3, 2), "bias": torch.zeros(())}
+    loaded.restore("model", weights)
+    assert_same(weights, {"weight": torch.full((3, 2), 10.0), "bias": torch.tensor(0.5)})
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0010"]
     assert {path.suffix for path in (tmp_path / "epoch-0010").iterdir()} == {".safetensors", ".json"}
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "a file system without them"])
+def test_the_best_weights_outlive_their_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    for epoch in (1, 2, 3, 4):
+        save(tmp_path, epoch, best_epoch=min(epoch, 2))
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded.read("model")["weight"][0, 0] == 4
+    assert loaded.read("best")["weight"][0, 0] == 20, "the average of epoch 2"
+
+
+def refuse(existing: Path, new: Path) -> None:
+    raise OSError("hard links: not here")
+
+
 def test_a_crash_between_the_files_of_a_checkpoint_leaves_the_older_one(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, made_up(1, fingerprint={}))
+    save(tmp_path, 1, best_epoch=1)
     with pytest.raises(TypeError, match="not JSON serializable"):
-        checkpoint.save(tmp_path, made_up(2, fingerprint={"what JSON cannot say": object()}))
-    assert list(tmp_path.glob("*/*.safetensors")), "the crash came too early to show anything"
+        save(tmp_path, 2, best_epoch=1, fingerprint={"what JSON cannot say": object()})
+    assert list(tmp_path.glob(".staging/*.safetensors")), "the crash came too early to show anything"
     loaded = checkpoint.load(tmp_path)
     assert loaded is not None
     assert loaded.progress.epoch == 1
-    checkpoint.save(tmp_path, made_up(2, fingerprint={}))
+    save(tmp_path, 2, best_epoch=1)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0002"]
 
 

@@ -170,8 +170,8 @@ def test_parquet_without_rows_or_with_a_column_twice(tmp_path: Path) -> None:
     [
         (["b", None, "a", ""], ["b", None, "a", ""]),
         (pa.array(["b", "a", None]).dictionary_encode(), ["b", "a", None]),
-        ([3, None, 1], [3, None, 1]),
-        ([True, False, None], [True, False, None]),
+        ([3, None, 1], ["3", None, "1"]),
+        ([True, False, None], ["true", "false", None]),
         ([2.0, math.nan, None], [2, None, None]),
         ([Decimal("7.00"), None], [7, None]),
         (pa.array([{"k": 1.0}, {}, None], pa.map_(pa.string(), pa.float64())), ["k", None, None]),
@@ -182,14 +182,30 @@ def test_categories(tmp_path: Path, column: Any, expected: list[Any]) -> None:
     assert values(parquet(tmp_path, c=column), "c", Categorical()) == expected
 
 
-def test_categories_are_coded_in_order_of_appearance(tmp_path: Path) -> None:
-    """Whatever the dictionary of the file says: the ids of a vocabulary follow this order."""
-    dictionary = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2]), pa.array(["a", "unused", "z"]))
-    source = parquet(tmp_path, c=dictionary)
-    coded = column_values(dictionary, Categorical(), name="c", source=source, first_row=0)
-    assert isinstance(coded, Coded)
-    assert list(coded.values) == ["z", "a"]
-    assert coded.codes.tolist() == [0, 1, 0]
+def coded(source: Source, column: pa.Array, kind: Kind) -> Coded:
+    found = column_values(column, kind, name="c", source=source, first_row=0)
+    assert isinstance(found, Coded)
+    return found
+
+
+def test_a_dictionary_stays_unless_it_is_longer_than_twice_the_rows(tmp_path: Path) -> None:
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([2, None, 0]), pa.array(["a", None, "z", "unused"]))
+    source = parquet(tmp_path, c=["any"])
+    found = coded(source, dictionary, Categorical())
+    assert list(found.values) == ["a", None, "z", "unused"]
+    assert found.codes.tolist() == [2, -1, 0]
+    short = coded(source, dictionary[2:], Categorical())
+    assert list(short.values) == ["a"]
+    assert short.codes.tolist() == [0]
+
+
+@pytest.mark.parametrize("column", [pa.array([7.0, 8.5, 7.0]), pa.array([7, 8, 7])])
+def test_a_dictionary_of_numbers(tmp_path: Path, column: pa.Array) -> None:
+    """Of floats only those that a row holds need be whole."""
+    numbers = column.dictionary_encode()
+    source = parquet(tmp_path, c=numbers)
+    found = coded(source, numbers.take(pa.array([0, 2])), Categorical())
+    assert {str(found.values[code]) for code in found.codes} == {"7"}
 
 
 def test_numbers_with_nan_for_missing(tmp_path: Path) -> None:

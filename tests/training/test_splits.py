@@ -139,3 +139,14 @@ def test_times_of_a_text_file_may_be_iso_8601(tmp_path: Path, form: str) -> None
     choose = validation_rows(Split(by="time", column="when", fraction=0.2), source, seed=1)
     (batch,) = source.batches(["when"])
     assert np.flatnonzero(choose(batch, 0)).tolist() == [2, 6]
+
+
+@pytest.mark.parametrize("sizes", [[70_000], [1, 65_535, 4_464], [30_000, 30_000, 10_000], [65_537, 4_463]])
+def test_a_row_is_held_out_by_its_place_alone(table: Path, sizes: list[int]) -> None:
+    """Passes over other columns get other batches, and Arrow ends some where a row group ends."""
+    choose = validation_rows(Split(), open_source(table), seed=1)
+    batch = pa.record_batch({"row": np.arange(ROWS)})
+    firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+    parts = [choose(batch.slice(first, size), first) for first, size in zip(firsts, sizes, strict=True)]
+    expected = [np.random.default_rng((1, start)).random(65_536) < 0.1 for start in (0, 65_536)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected)[:ROWS])

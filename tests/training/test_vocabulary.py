@@ -8,6 +8,7 @@ import pytest
 
 from bundle import Categorical, Encoder, Multi, Numeric
 from bundle.schema import FittedField, Hash, Kind
+from training import vocabulary
 from training.dataset import Part
 from training.errors import DataError
 from training.sources import open_source
@@ -136,3 +137,32 @@ def test_what_truncation_cuts_off_is_not_learnt(tmp_path: Path) -> None:
     pq.write_table(pa.table({"tags": [["a", "b", "c"], ["b"], ["a", "b", "d"]]}), path)
     kinds = {"tags": Multi(max_len=2, truncate=True)}
     assert fit_schema(Part(open_source(path)), kinds).vocabularies["tags"].values() == ["a", "b"]
+
+
+def test_a_dictionary_of_the_file_says_nothing_about_order_or_presence(tmp_path: Path) -> None:
+    """It may hold what no row of its group has, and differ from group to group or not."""
+    values = pa.array(["unused", "c", "a", "b"])
+    groups = [[3, 1, None, 3], [1, 3, 2], [2, 2, 1]]
+    same = [pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), values) for codes in groups]
+    other = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int32()), pa.array(["b", "d"]))
+    path = tmp_path / "log.parquet"
+    with pq.ParquetWriter(path, pa.schema([("field", same[0].type)])) as writer:
+        for group in [*same, other, same[0]]:
+            writer.write_batch(pa.record_batch([group], ["field"]))
+    part = Part(open_source(path))
+    assert fit_schema(part, {"field": Categorical()}).vocabularies["field"].values() == ["b", "c", "a", "d"]
+    enough = fit_schema(part, {"field": Categorical(min_count=4)})
+    assert enough.vocabularies["field"].values() == ["b", "c"], "7 of b, 4 of c, 3 of a, 1 of d"
+    rows = [row.ids[:, 0] for row, _ in part.encoded(Encoder(*enough[:2]), what="testing")]
+    b, c = 3, 4
+    assert np.concatenate(rows).tolist() == [b, c, 1, b, c, b, 2, 2, 2, c, b, 2, b, b, c, 1, b]
+
+
+def test_quantiles_of_many_numbers_are_those_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "SAMPLE", 10_000)
+    numbers = np.sort(np.random.default_rng(4).exponential(size=150_000))
+    field, _ = fit_one(tmp_path, numbers, Numeric(transform="quantile", buckets=4))
+    shares = [np.mean(numbers < edge) for edge in field.edges]
+    np.testing.assert_allclose(shares, [0.25, 0.5, 0.75], atol=0.02)
+    assert not np.array_equal(field.edges, np.quantile(numbers, [0.25, 0.5, 0.75]))
+    assert fit_one(tmp_path, numbers, Numeric(transform="quantile", buckets=4))[0] == field

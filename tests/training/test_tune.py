@@ -1,0 +1,231 @@
+"""`tune`: the best of the trials is written out, and a study that was stopped goes on where it was."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training import tune as tuning
+from training.cli import main
+from training.errors import RecipeError, TrainingError
+from training.export import Trained
+from training.pipeline import Options, train
+from training.recipe import Recipe, check, load
+from training.tune import Study, tune
+
+optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
+COMPLETE, PRUNED, FAIL = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
+
+RECIPE = """\
+# Searched on purpose with a bad choice.
+name = "small"
+task = "binary"
+
+[data]
+train = "../log.csv"  # the log
+label = "clicked"
+
+[fields]
+user = { kind = "categorical" }
+app = { kind = "categorical" }
+
+[model]
+key = "lr"
+
+[fit]
+# Adam, since the log is small.
+optimizer = "adam"
+epochs = 3
+batch_size = 64
+monitor = "auc"
+
+[tune]
+trials = 5
+
+[tune.space]
+"fit.learning_rate" = { choices = [1e-7, 0.05] }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, log: Path) -> Path:
+    (tmp_path / "log.csv").write_bytes(log.read_bytes())
+    (tmp_path / "recipes").mkdir()
+    path = tmp_path / "recipes" / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    options = Options(checkpoints=tmp_path / "checkpoints", artifacts=tmp_path / "artifacts", device="cpu")
+    return Study(options=options, database=tmp_path / "new" / "study.db", output=tmp_path / "best.toml")
+
+
+def trials(study: Study) -> list[Any]:
+    found: list[Any] = optuna.load_study(study_name=None, storage=f"sqlite:///{study.database}").trials
+    return found
+
+
+def test_the_best_trial_is_written_and_a_hopeless_one_is_stopped(
+    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "FREE_TRIALS", 1)
+    monkeypatch.setattr(tuning, "FREE_EPOCHS", 0)
+    tuned = tune(recipe, study)
+    found = trials(study)
+    assert len(found) == 5
+    states = {(trial.params["fit.learning_rate"], trial.state) for trial in found[1:]}
+    assert {state for rate, state in states if rate == "1e-07"} == {PRUNED}
+    assert tuned.chosen == {"fit.learning_rate": 0.05}
+    assert tuned.value == max(trial.value for trial in found if trial.state == COMPLETE)
+    best = max((trial for trial in found if trial.state == COMPLETE), key=lambda trial: trial.value)
+    assert tuned.value == max(best.intermediate_values.values())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if "tune" in path.name] == []
+    assert not (tmp_path / "artifacts").exists()
+
+    text = study.output.read_text()
+    assert text.startswith(f"# Best of 5 trials, by the validation auc: {tuned.value:.6g}\n# Searched on purpose")
+    assert "# Adam, since the log is small." in text
+    written = load(study.output)
+    assert written.tune is None
+    assert written.fit == load(recipe).fit.model_copy(update={"learning_rate": 0.05})
+    assert written.data.train.resolve() == (tmp_path / "log.csv").resolve()
+    assert tune(recipe, study) == tuned  # nothing is left to try; the file is its own and may be replaced
+    assert len(trials(study)) == 5
+
+
+def test_a_study_that_was_stopped_goes_on(
+    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trial that was cut off is tried again, from its checkpoint, and no draw is repeated."""
+    space = '"fit.learning_rate" = { low = 0.001, high = 0.1, log = true }'
+    recipe.write_text(re.sub(r'"fit.learning_rate" = .*', space, RECIPE).replace("trials = 5", "trials = 3"))
+    monkeypatch.setattr(tuning, "train", stopped_in_epoch(2, run_number=2))
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe, study)
+    cut_off = trials(study)[1].params
+    assert not study.output.exists()
+    monkeypatch.setattr(tuning, "train", train)
+    capsys.readouterr()
+    tune(recipe, study)
+    assert capsys.readouterr().err.count("resuming after epoch 2") == 1
+    found = trials(study)
+    assert [trial.state for trial in found] == [COMPLETE, FAIL, COMPLETE, COMPLETE]
+    assert found[2].params == cut_off
+    assert len({trial.params["fit.learning_rate"] for trial in found}) == 3
+
+
+def stopped_in_epoch(epoch: int, *, run_number: int) -> Callable[..., Trained]:
+    """Training that ctrl-C ends after an epoch of one of the runs."""
+    runs = []
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["epoch"] == epoch and len(runs) == run_number:
+            raise KeyboardInterrupt
+
+    def train_or_stop(recipe: Recipe, options: Options) -> Trained:
+        runs.append(recipe)
+        return train(recipe, replace(options, observers=(*options.observers, stop)))
+
+    return train_or_stop
+
+
+def test_a_refused_trial_counts_and_the_others_go_on(
+    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(recipe: Recipe, options: Options) -> Trained:
+        raise TrainingError("no epoch gave a finite auc")
+
+    monkeypatch.setattr(tuning, "train", refuse)
+    with pytest.raises(TrainingError, match="none of 5 trials ended with a auc"):
+        tune(recipe, study)
+    assert [trial.state for trial in trials(study)] == [FAIL] * 5
+
+
+def test_every_kind_of_dimension_reaches_the_recipe(
+    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(recipe: Recipe, options: Options) -> Trained:
+        seen.append(recipe)
+        raise TrainingError("noted")
+
+    recipe.write_text(
+        RECIPE.replace('key = "lr"', 'key = "nfm"').replace("trials = 5", "trials = 25")
+        + '"fit.batch_size" = { low = 32, high = 96, step = 32 }\n'
+        + '"fit.epochs" = { low = 1, high = 100, log = true }\n'
+        + '"model.dropout" = { low = 0.0, high = 0.5, step = 0.25 }\n'
+        + '"model.layers" = { choices = [[], [8, 4]] }\n'
+        + '"model.batch_norm" = { choices = [true, false] }\n'
+        + '"fields.user.kind" = { choices = ["categorical"] }\n'
+    )
+    monkeypatch.setattr(tuning, "train", note)
+    with pytest.raises(TrainingError, match="none of 25"):
+        tune(recipe, study)
+    assert {each.fit.batch_size for each in seen} == {32, 64, 96}
+    assert {each.config.dropout for each in seen} == {0.0, 0.25, 0.5}
+    assert {tuple(each.config.layers) for each in seen} == {(), (8, 4)}
+    assert {each.config.batch_norm for each in seen} == {True, False}
+    assert min(each.fit.epochs for each in seen) < 10 < max(each.fit.epochs for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ('"model.dropuot" = { low = 0.0, high = 0.5 }', "model: unknown 'dropuot'"),
+        ('"fit.learning_rate" = { low = 0.0, high = 0.5 }', "fit.learning_rate: "),
+        ('"fit.learning_rate" = { low = 0.5, high = 0.5 }', r"low = 0\.5 is not less than high = 0\.5"),
+        ('"fit.learning_rate" = { low = 0.5 }', "give choices, or low and high"),
+        ('"fit.learning_rate" = { choices = [1.0], low = 0.5, high = 0.7 }', "not both"),
+        (
+            '"fit.learning_rate" = { low = 0.1, high = 0.5, log = true, step = 0.1 }',
+            "log needs low above 0, and no step",
+        ),
+        ('"fit.epochs" = { low = 1, high = 5, step = 0.5 }', "step = 0.5 between integers"),
+        ('"fit.learning_rate" = { lwo = 0.1, high = 0.5 }', "unknown 'lwo'; did you mean 'low'"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_any_trial(
+    recipe: Path, study: Study, space: str, sentence: str
+) -> None:
+    recipe.write_text(re.sub(r'"fit.learning_rate" = .*', lambda _: space, RECIPE))
+    with pytest.raises(RecipeError, match=sentence):
+        tune(recipe, study)
+    assert not study.database.exists()
+
+
+def test_a_study_of_another_search_is_refused(recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "train", stopped_in_epoch(1, run_number=1))
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe, study)
+    recipe.write_text(recipe.read_text().replace("batch_size = 64", "batch_size = 32"))
+    with pytest.raises(TrainingError, match=r"study\.db' is of another search \(fit changed since\)"):
+        tune(recipe, study)
+
+
+def test_files_that_tune_did_not_write_are_kept(recipe: Path, study: Study) -> None:
+    study.output.write_text("# mine\n")
+    with pytest.raises(TrainingError, match="exists, and tune did not write it"):
+        tune(recipe, study)
+    assert study.output.read_text() == "# mine\n"
+
+
+def test_the_command_line(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(RECIPE.partition("[tune]")[0])
+    assert main(["tune", str(recipe)]) == 1
+    assert "tune needs a [tune] table" in capsys.readouterr().err
+
+
+def test_fit_does_not_read_the_search(recipe: Path) -> None:
+    """A search may be changed while a run waits to be resumed."""
+    from training.pipeline import _fingerprint
+
+    document = {"name": "m", "task": "binary", "data": {"train": "x", "label": "y"}, "model": {"key": "fm"}}
+    searched = {**document, "tune": {"space": {"fit.epochs": {"low": 1, "high": 2}}}}
+    one, other = (check(each, origin="of the test") for each in (document, searched))
+    assert _fingerprint(one, "", None) == _fingerprint(other, "", None)
