@@ -16,7 +16,7 @@ from bundle import BundleError, store
 from bundle.schema import Strict
 from training import results
 from training.dataset import digest
-from training.errors import RecipeError, TrainingError
+from training.errors import DataError, RecipeError, TrainingError
 from training.evaluate import evaluate
 from training.pipeline import Options, run
 from training.progress import say
@@ -127,9 +127,19 @@ def compare(wanted: Sequence[Entry], place: Place) -> Iterator[list[Compared]]:
 def measured(compared: Sequence[Compared], data: Path) -> list[Compared]:
     """The same with the metrics of every bundle on this file."""
     return [
-        replace(each, tests=tuple({**evaluate(bundle.open(result.bundle), data)} for result in each.results))
-        for each in compared
+        replace(each, tests=tuple(_measure(each.entry, result, data) for result in each.results)) for each in compared
     ]
+
+
+def _measure(entry: Entry, result: Result, data: Path) -> Metrics:
+    model, of_recipe = bundle.open(result.bundle), entry.recipes[0].data if entry.recipes else None
+    ranking = model.manifest.task == "ranking"
+    if ranking and of_recipe is None:
+        raise DataError(
+            f"{entry.name}: a ranking is measured with its training file, so give its recipe, not its bundle"
+        )
+    field_map, train = (of_recipe.field_map, of_recipe.train) if of_recipe else (None, None)
+    return {**evaluate(model, data, field_map=field_map, train=train if ranking else None)}
 
 
 def _compared(wanted: Sequence[Entry], found: dict[str, dict[int, Result]]) -> list[Compared]:

@@ -188,7 +188,7 @@ class FMClassifier(ClassifierMixin, _FM):  # type: ignore[misc]
                 f"Only binary classification is supported. The type of the target is {type_of_target(labels)}."
             )
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only, {self.classes_[0]!r}: there is nothing to learn")
+            raise ValueError(f"y has one class only, {str(self.classes_[0])!r}: there is nothing to learn")
         positive = (labels == self.classes_[1]).astype(np.float64)
         return self._fit(table, positive, sample_weight, label=_name(y))
 

@@ -122,7 +122,7 @@ def test_every_user_of_a_large_random_log_gets_all_that_is_left_and_nothing_else
     catalogue = Catalogue(schema, "user", ("app",), train)
     torch.manual_seed(0)
     for sampling in ("uniform", "popularity"):
-        item_Q, any_Q = Draw(catalogue, train, sampling, CPU)(torch.arange(22).repeat(6000))  # type: ignore[arg-type]
+        item_Q, any_Q = Draw(catalogue, train, sampling, CPU)(torch.arange(22).repeat(6000))
         assert any_Q.all()
         for user in range(2, 22):
             taken = set(catalogue.of_row_N[users == user].tolist())

@@ -12,7 +12,7 @@ import pytest
 import bundle
 from training.cli import main
 
-COMMANDS = ["infer", "fit", "evaluate", "score", "bundle", "bundle verify", "bundle show", "demo"]
+COMMANDS = ["infer", "fit", "compare", "tune", "evaluate", "score", "bundle", "bundle verify", "bundle show", "demo"]
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """`compare`: what is finished is kept, what was stopped goes on, and the table says what the bundles say."""
 
 import json
+import re
 import shutil
 import statistics
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ import bundle
 from training import compare as comparing
 from training import results, table
 from training.cli import main
-from training.compare import Compared, Entry, Place, compare, entries, measured
+from training.compare import Compared, Entry, Place, Table, compare, entries, measured
 from training.curves import draw
-from training.errors import RecipeError, TrainingError
+from training.errors import DataError, RecipeError, TrainingError
 from training.evaluate import evaluate
 from training.pipeline import Options
 from training.results import Result
@@ -223,6 +225,28 @@ def test_a_table_that_is_wrong_is_refused(folder: Path, text: str, sentence: str
     (folder / "papers.toml").write_text(text)
     with pytest.raises(RecipeError, match=sentence):
         entries([folder / "papers.toml"])
+
+
+def test_the_table_of_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    block = next(block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[row]]" in block)
+    first, second = Table.model_validate(tomllib.loads(block)).row
+    assert (first.seeds, first.published, second.seeds) == ((1, 2, 3), {"rmse": 0.3095}, ())
+
+
+def test_a_ranking_is_measured_with_its_training_file(
+    steps: tuple[Path, list[list[Compared]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = steps
+    opened = bundle.open(found[-1][1].results[0].bundle)
+    opened.manifest = opened.manifest.model_copy(update={"task": "ranking"})
+    monkeypatch.setattr(bundle, "open", lambda path: opened)
+    monkeypatch.setattr(comparing, "evaluate", lambda model, data, **given: given)
+    (row,) = measured(found[-1][1:], folder / "log.csv")
+    assert row.tests == ({"field_map": None, "train": folder / "log.csv"},)
+    alone = replace(found[-1][1], entry=Entry(name="x", bundle=folder, published={}))
+    with pytest.raises(DataError, match=r"^x: a ranking is measured with its training file, so give its recipe"):
+        measured([alone], folder / "log.csv")
 
 
 def test_only_names_a_row(folder: Path) -> None:

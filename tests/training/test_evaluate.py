@@ -11,6 +11,7 @@ import pytest
 
 import bundle
 from bundle import Predictor
+from training import sources
 from training.errors import DataError
 from training.evaluate import evaluate, score
 from training.metrics import binary_metrics, regression_metrics
@@ -139,7 +140,10 @@ def test_a_column_cannot_be_written_twice(model: Predictor, tmp_path: Path, keep
         score(model, path, tmp_path / "scores.parquet", keep=keep)
 
 
-def test_a_file_of_many_batches_is_scored_row_by_row(ids_only: Predictor, tmp_path: Path) -> None:
+def test_a_file_of_many_batches_is_scored_row_by_row(
+    ids_only: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BATCH_ROWS", 4096)
     rows, path, output = 150_000, tmp_path / "log.csv", tmp_path / "scores.parquet"
     lines = [f"{row},u{row % 23},a{row % 13}" for row in range(rows)]
     path.write_text("\n".join(["row,user,app", *lines]) + "\n")

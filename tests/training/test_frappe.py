@@ -6,13 +6,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import bundle
+from training.compare import entries
 from training.pipeline import Options, run
 from training.recipe import Recipe, load
 
 ROOT = Path(__file__).parents[2]
-RANKING = ROOT / "recipes" / "frappe" / "ranking.toml"
-RECIPES = sorted(set((ROOT / "recipes" / "frappe").glob("*.toml")) - {RANKING})
-FM = ROOT / "recipes" / "frappe" / "fm.toml"
+FRAPPE = ROOT / "recipes" / "frappe"
+FM, RANKING, PAPERS, CLICK_PAPERS = (
+    FRAPPE / name for name in ("fm.toml", "ranking.toml", "papers.toml", "clicks/papers.toml")
+)
+RECIPES = sorted(set(FRAPPE.glob("*.toml")) - {RANKING, PAPERS})
+CLICKS = sorted(set((FRAPPE / "clicks").glob("*.toml")) - {CLICK_PAPERS})
 DATA = ROOT.parent / "shared" / "data" / "frappe"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the Frappe data are not in ../shared/data (see docs/data.md)"
@@ -28,14 +32,24 @@ def test_the_recipes_use_the_ten_raw_fields_and_clip(path: Path) -> None:
     assert len(recipe.fields) == 10
 
 
+@pytest.mark.parametrize("path", CLICKS, ids=lambda path: path.stem)
+def test_the_click_recipes_are_of_the_same_files_and_fields(path: Path) -> None:
+    recipe = load(path)
+    assert recipe.name == f"clicks-{recipe.key}" == f"clicks-{path.stem}"
+    assert (recipe.task, recipe.clip) == ("binary", False)
+    assert (recipe.fields, recipe.data.label) == (load(FM).fields, "label")
+    assert recipe.data.train.resolve() == load(FM).data.train.resolve()
+
+
+def test_the_tables_of_the_papers_have_a_row_for_every_recipe() -> None:
+    assert {entry.name for entry in entries([PAPERS])} == {load(path).name for path in RECIPES}
+    assert {entry.name for entry in entries([CLICK_PAPERS])} == {load(path).name for path in CLICKS}
+
+
 def test_the_ranking_is_of_the_same_fields() -> None:
     recipe = load(RANKING)
     assert recipe.fields == load(FM).fields
     assert (recipe.task, recipe.data.user, recipe.data.item) == ("ranking", "user", ("item", "cost"))
-
-
-def test_there_is_a_recipe_for_every_model_with_pairs() -> None:
-    assert [path.stem for path in RECIPES] == ["afm", "fm", "ifm", "nfm"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`tune`: the best of the trials is written out, and a study that was stopped goes on where it was."""
 
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from training.errors import RecipeError, TrainingError
 from training.export import Trained
 from training.pipeline import Options, train
 from training.recipe import Recipe, check, load
+from training.search import Tune
 from training.tune import Study, tune
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
@@ -219,6 +221,14 @@ def test_the_command_line(recipe: Path, capsys: pytest.CaptureFixture[str]) -> N
     recipe.write_text(RECIPE.partition("[tune]")[0])
     assert main(["tune", str(recipe)]) == 1
     assert "tune needs a [tune] table" in capsys.readouterr().err
+
+
+def test_the_search_of_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    block = next(block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[tune]" in block)
+    written = Tune.model_validate(tomllib.loads(block)["tune"])
+    assert (written.trials, written.space["model.layers"].ends) == (40, ([], [64], [256, 128]))
+    assert f"| `tune.trials` | `{Tune(space=written.space).trials}` |" in page
 
 
 def test_fit_does_not_read_the_search(recipe: Path) -> None:
