@@ -63,10 +63,14 @@ def build_model(recipe: Recipe, schema: FeatureSchema) -> Model:
         model = MODELS[recipe.key](layout, recipe.config)
     except (ValueError, RuntimeError) as error:  # RuntimeError: torch cannot get the memory
         raise RecipeError(f"model {recipe.key!r}: {error}") from None
+    _start_bias(model, math.log(recipe.fit.negative_rate))
+    return model
+
+
+def _start_bias(model: Model, value: float) -> None:
     for module in model.modules():  # an ensemble has a bias in each of its models
         if isinstance(module, Model) and hasattr(module, "bias"):
-            torch.nn.init.constant_(module.bias, math.log(recipe.fit.negative_rate))
-    return model
+            torch.nn.init.constant_(module.bias, value)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -103,6 +107,8 @@ def fit(run: Run, *, resume: bool) -> Fitted:
 def start_learner(run: Run) -> Learner:
     """The model before its first step."""
     model = build_model(run.recipe, run.schema)
+    if run.recipe.task == "regression":  # else the first epochs go into the mean of the labels
+        _start_bias(model, float(np.average(run.train.labels, weights=run.train.weights)))
     if run.initial:
         named = model.state_dict()
         for name, tensor in run.initial.items():

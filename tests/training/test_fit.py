@@ -8,7 +8,7 @@ import torch
 from bundle import FeatureSchema
 from training import checkpoint
 from training.errors import DataError, RecipeError, TrainingError
-from training.fit import Run, build_model, choose_device, fit
+from training.fit import Run, build_model, choose_device, fit, start_learner
 from training.metrics import binary_metrics
 from training.objectives import predict_logits
 from training.optim import make_optimizer, penalties
@@ -189,3 +189,9 @@ def test_it_starts_from_what_it_is_given(prepare: Prepare) -> None:
     torch.testing.assert_close(model.weight.detach(), initial["weight"], atol=1e-4, rtol=0)
     assert model.bias.item() == pytest.approx(2.5, abs=1e-4)
     assert model.get_parameter("embedding").std().item() == pytest.approx(0.01, abs=0.002)
+
+
+def test_a_regression_starts_at_the_mean_of_its_labels(prepare: Prepare, liking: Liking) -> None:
+    log = liking()
+    run = prepare(log | {"label": np.asarray(log["label"]) + 3.0}, task="regression")
+    assert start_learner(run).model.bias.item() == pytest.approx(float(run.train.labels.mean()), abs=1e-5)
