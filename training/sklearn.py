@@ -290,7 +290,6 @@ def _train(recipe: Recipe, rows: _Rows, held_out: NDArray[np.bool_], checkpoints
     encoder = Encoder(learnt.schema, learnt.vocabularies)
     train = rows.encoded(encoder, ~held_out)
     validation = replace(rows.encoded(encoder, held_out), weights=None) if held_out.any() else train
-    mean = torch.tensor(float(train.labels.mean()))
     run = Run(
         recipe=recipe,
         schema=learnt.schema,
@@ -299,7 +298,6 @@ def _train(recipe: Recipe, rows: _Rows, held_out: NDArray[np.bool_], checkpoints
         device=torch.device("cpu"),
         checkpoints=checkpoints,
         fingerprint={},
-        initial={"bias": mean} if recipe.task == "regression" else None,
     )
     return Trained(
         recipe=recipe,
