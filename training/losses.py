@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,4 +31,6 @@ LOSSES: dict[str, Loss] = {"regression": squared, "binary": log_loss}
 
 
 def _mean(losses_B: Tensor, weights_B: Tensor | None) -> Tensor:
-    return torch.mean(losses_B if weights_B is None else losses_B * weights_B)
+    """The mean over rows; summed over the members of an ensemble, so that each is penalised as it would be alone."""
+    weighted = losses_B if weights_B is None else losses_B * weights_B
+    return weighted.mean(-1).sum()

@@ -195,3 +195,18 @@ def test_a_regression_starts_at_the_mean_of_its_labels(prepare: Prepare, liking:
     log = liking()
     run = prepare(log | {"label": np.asarray(log["label"]) + 3.0}, task="regression")
     assert start_learner(run).model.bias.item() == pytest.approx(float(run.train.labels.mean()), abs=1e-5)
+
+
+def test_every_member_of_an_ensemble_is_trained_as_it_would_be_alone(prepare: Prepare) -> None:
+    """Also against a penalty: the loss of two members is the sum of theirs, not the mean."""
+    lone, twice = {"key": "fm", "embedding_dim": 8}, [{"key": "fm", "copies": 2, "options": {"embedding_dim": 8}}]
+    alone = prepare(model=lone, optimizer="adam", epochs=2, l2={"embedding": 0.01}, seed=7)
+    l2 = {"members.0.embedding": 0.01, "members.1.embedding": 0.01}
+    together = prepare(optimizer="adam", epochs=2, l2=l2, seed=7)
+    ensemble = together.recipe.model_copy(update={"model": {"key": "ensemble", "members": twice}})
+    together = replace(together, recipe=ensemble)
+    start = start_learner(alone).model.state_dict()
+    initial = {f"members.{member}.{name}": tensor for member in (0, 1) for name, tensor in start.items()}
+    trained = fit(replace(together, initial=initial), resume=False).model.state_dict()
+    for name, tensor in fit(replace(alone, initial=start), resume=False).model.state_dict().items():
+        torch.testing.assert_close(trained[f"members.0.{name}"], tensor, rtol=1e-4, atol=1e-6)
