@@ -1,6 +1,6 @@
 """One epoch of fm over a Parquet file of 50 million rows: rows per second, and anonymous memory at its peak.
 
-    python benchmarks/out_of_memory.py                                   # 4 GB of disk, about ten minutes
+    python benchmarks/out_of_memory.py                                   # 4 GB of disk, some minutes
     python benchmarks/out_of_memory.py --rows 20000000 --folder build/20m      # kept: the second time finds the cache
 
 Ten dictionary columns of a million distinct values in all, a skewed draw from each, and a label that follows two of
