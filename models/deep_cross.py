@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.base import Explanation, Layout
+from models.base import Layout
+from models.deep import Deep
 from models.dropout import Dropout
-from models.interactions import FactorModel
 from models.mlp import ACTIVATIONS, NetworkConfig, mlp
 
 
-class DeepCross(FactorModel):
+class DeepCross(Deep):
     @dataclass(frozen=True, kw_only=True)
     class Config(NetworkConfig):
         """`dropout` is on the stacked vectors x_0.
@@ -35,8 +35,6 @@ class DeepCross(FactorModel):
         layers: tuple[int, ...] = (512, 512, 256, 128, 64)
         first_order: bool = False
 
-    has_pairs = False
-
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         if not config.first_order:
@@ -46,18 +44,8 @@ class DeepCross(FactorModel):
         self.units = nn.Sequential(*(ResidualUnit(width, inner, config) for inner in config.layers))
         self.h = nn.Parameter(nn.init.xavier_normal_(torch.empty(width, 1)))
 
-    @property
-    def exact(self) -> bool:
-        return False
-
-    def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
-        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + self._deep(ids_BS, values_BS)
-
-    def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
-        return self.explanation(self.slot_terms(ids_BS, values_BS), residual_B=self._deep(ids_BS, values_BS))
-
-    def _deep(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
-        x_BD: Tensor = self.units(self.dropout(self.embed(ids_BS, values_BS).flatten(1)))
+    def deep(self, e_BFK: Tensor) -> Tensor:
+        x_BD: Tensor = self.units(self.dropout(e_BFK.flatten(1)))
         return (x_BD @ self.h).squeeze(1)
 
 

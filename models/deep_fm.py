@@ -5,7 +5,7 @@ Zhenguo Li and Xiuqiang He, IJCAI 2017. https://doi.org/10.24963/ijcai.2017/239
     y_DNN = hᵀ a_L,   a_{l+1} = σ(W_l a_l + b_l),   a_0 = [e_1 … e_F]                            (eq. 3, 4)
     ŷ(x) = y_FM + y_DNN, before the sigmoid                                                         (eq. 1)
 
-Both parts read the same embeddings.
+Both parts read the same embeddings; the network is that of Wide & Deep.
 
 Shapes: see models/base.py.
 """
@@ -14,41 +14,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.base import Explanation, Layout
-from models.dropout import Dropout
-from models.interactions import FactorModel
-from models.mlp import Network, NetworkConfig
+from models.base import Explanation
+from models.wide_deep import WideDeep
 
 
-class DeepFM(FactorModel):
+class DeepFM(WideDeep):
     @dataclass(frozen=True, kw_only=True)
-    class Config(NetworkConfig):
+    class Config(WideDeep.Config):
         """`dropout` is on the K sums over pairs, as in FM, and on the network's input [e_1 … e_F]."""
 
         layers: tuple[int, ...] = (200, 200, 200)
 
-    def __init__(self, layout: Layout, config: Config) -> None:
-        super().__init__(layout, config)
-        self.dropout = Dropout(config.dropout)
-        self.network = Network(layout.fields * config.embedding_dim, config)
-
-    @property
-    def exact(self) -> bool:
-        return False
+    has_pairs = True
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
         e_BFK = self.embed(ids_BS, values_BS)
         pairs_B: Tensor = self.dropout(self.bi_interaction(e_BFK)).sum(1)
-        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + pairs_B + self._deep(e_BFK)
+        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + pairs_B + self.deep(e_BFK)
 
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
         e_BFK = self.embed(ids_BS, values_BS)
         return self.explanation(
             self.slot_terms(ids_BS, values_BS),
             pair_BP=self.pair_dots(e_BFK, e_BFK),
-            residual_B=self._deep(e_BFK),
+            residual_B=self.deep(e_BFK),
         )
-
-    def _deep(self, e_BFK: Tensor) -> Tensor:
-        deep_B: Tensor = self.network(self.dropout(e_BFK.flatten(1)))
-        return deep_B

@@ -13,7 +13,6 @@ Shapes: see models/base.py; L is field_dim (K_F in the paper), C the pairs of a 
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -91,14 +90,6 @@ class InteractionAware(FactorModel):
         served.served_vectors = self.field_vectors().detach()
         served.served_norms = self.field_norms().detach()
         return served
-
-    @torch.no_grad()
-    def field_importance(self, names: Sequence[str]) -> list[tuple[tuple[str, str], float]]:
-        """‖F_ij‖₂ for every pair of the fields called `names`, the largest first; empty without the field aspect."""
-        if not self.has_field_aspect:
-            return []
-        pairs = [(names[f], names[g]) for f, g in self.layout.pairs]
-        return sorted(zip(pairs, self.field_norms().tolist(), strict=True), key=lambda found: -found[1])
 
     def field_vectors(self) -> Tensor:
         """F_ij, [P, K]. Only with the field aspect."""

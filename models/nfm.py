@@ -16,29 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Explanation, Layout
-from models.config import FactorConfig, require_dropout, require_widths
 from models.dropout import Dropout
 from models.interactions import FactorModel
-from models.mlp import ACTIVATIONS, Activation, mlp
+from models.mlp import NetworkConfig, mlp
 
 
 class NFM(FactorModel):
     @dataclass(frozen=True, kw_only=True)
-    class Config(FactorConfig):
+    class Config(NetworkConfig):
         """`dropout` is on f_BI, `layer_dropout` on every z_l; `batch_norm` comes before them on both."""
-
-        layers: tuple[int, ...] = (64,)
-        activation: Activation = "relu"
-        batch_norm: bool = False
-        layer_dropout: float = 0.0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            require_widths("layers", self.layers)
-            require_dropout("layer_dropout", self.layer_dropout)
-            if self.activation not in ACTIVATIONS:
-                accepted = ", ".join(ACTIVATIONS)
-                raise ValueError(f"activation: expected one of {accepted}, got {self.activation!r}")
 
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)

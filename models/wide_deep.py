@@ -13,36 +13,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.base import Explanation, Layout
+from models.base import Layout
+from models.deep import Deep
 from models.dropout import Dropout
-from models.interactions import FactorModel
 from models.mlp import Network, NetworkConfig
 
 
-class WideDeep(FactorModel):
+class WideDeep(Deep):
     @dataclass(frozen=True, kw_only=True)
     class Config(NetworkConfig):
         """`dropout` is on the network's input [e_1 … e_F]."""
 
         layers: tuple[int, ...] = (1024, 512, 256)
 
-    has_pairs = False
-
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         self.dropout = Dropout(config.dropout)
         self.network = Network(layout.fields * config.embedding_dim, config)
 
-    @property
-    def exact(self) -> bool:
-        return False
-
-    def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
-        return self.bias + self.slot_terms(ids_BS, values_BS).sum(1) + self._deep(ids_BS, values_BS)
-
-    def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
-        return self.explanation(self.slot_terms(ids_BS, values_BS), residual_B=self._deep(ids_BS, values_BS))
-
-    def _deep(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
-        deep_B: Tensor = self.network(self.dropout(self.embed(ids_BS, values_BS).flatten(1)))
+    def deep(self, e_BFK: Tensor) -> Tensor:
+        deep_B: Tensor = self.network(self.dropout(e_BFK.flatten(1)))
         return deep_B

@@ -57,6 +57,14 @@ def recipe() -> Recipe:
     return load(FM, ["model.embedding_dim=4", "fit.epochs=1", "fit.batch_size=2048", "fit.learning_rate=0.1"])
 
 
+@pytest.mark.parametrize("name", ["fm", "ensemble"])
+def test_the_movielens_recipes_use_every_kind_of_field(name: str) -> None:
+    recipe = load(ROOT / "recipes" / "movielens" / f"{name}.toml")
+    assert recipe.fields is not None
+    assert {kind.kind for kind in recipe.fields.values()} == {"categorical", "multi", "numeric"}
+    assert (recipe.task, recipe.clip, recipe.data.train.name) == ("regression", True, "u1.train.parquet")
+
+
 @needs_data
 def test_one_epoch_gives_a_bundle_that_opens(recipe: Recipe, tmp_path: Path) -> None:
     options = Options(artifacts=tmp_path / "artifacts", checkpoints=tmp_path / "checkpoints", device="cpu")

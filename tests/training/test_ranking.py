@@ -202,6 +202,13 @@ def test_the_loss_is_bpr_over_the_drawn_pairs() -> None:
     losses = [math.log(1 + math.exp(score[2 + 2 * at + k] - score[at])) * (1, 3)[at] for at in (0, 1) for k in (0, 1)]
     assert loss.item() == pytest.approx(sum(losses) / 4)
 
+    torch.manual_seed(3)
+    both = objective.loss(
+        lambda ids, values: torch.stack([table(ids, values)] * 2),  # an ensemble in training
+        Batch(ids, None, torch.ones(2), torch.tensor([1.0, 3.0])),
+    )
+    assert both.item() == pytest.approx(2 * loss.item())
+
 
 # A log with two kinds of users: each takes the apps of its own parity, and all of them the popular ones more often.
 
