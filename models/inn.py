@@ -10,11 +10,11 @@ T_ij, F_ij and the factor P: see models/interaction_fm.py. Shapes: see models/ba
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from models.base import Explanation, Layout
 from models.interaction_fm import InteractionAware, InteractionConfig
+from models.linear import Linear
 from models.mlp import Network, NetworkConfig
 
 
@@ -55,10 +55,10 @@ class INN(InteractionAware):
         z_BPK: Tensor = self.dropout(products_BPK)
         if self.attention is not None:
             z_BPK = z_BPK * self.scaled_attention(products_BPK).unsqueeze(2)
-        linear, *others = self.network.mlp
-        assert isinstance(linear, nn.Linear)
-        weight = linear.weight * self.field_vectors().flatten() if self.has_field_aspect else linear.weight
-        z_BD = functional.linear(z_BPK.flatten(1), weight, linear.bias)
+        first, *others = self.network.mlp
+        assert isinstance(first, Linear)
+        weight = first.weight * self.field_vectors().flatten() if self.has_field_aspect else first.weight
+        z_BD = first.weighted(z_BPK.flatten(1), weight)
         for layer in others:
             z_BD = layer(z_BD)
         return (z_BD @ self.network.h).squeeze(1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.config import FactorConfig, require_dropout, require_widths
 from models.dropout import Dropout
+from models.linear import Linear
 
 Activation = Literal["relu", "sigmoid", "tanh", "identity"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -68,7 +69,7 @@ def mlp(
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise((inputs, *widths)):
         # Batch norm would take a bias away again, and no gradient would reach it.
-        linear = nn.Linear(fan_in, fan_out, bias=not batch_norm)
+        linear = Linear(fan_in, fan_out, bias=not batch_norm)
         nn.init.xavier_normal_(linear.weight)
         if not batch_norm:
             nn.init.zeros_(linear.bias)
