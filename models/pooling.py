@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from models.dropout import LEVELS, keep_mask, levels
 
-SLICE_BYTES = 2**20  # of products
+SLICE_BYTES = 2**20  # of products, for each thread
 
 
 def attentive_sum(
@@ -134,9 +134,10 @@ class _AttentiveSum(torch.autograd.Function):
 
 
 def _rows(e_BFK: Tensor) -> int:
-    """Rows of a slice: as many as SLICE_BYTES can take, and in slices of much the same length."""
+    """Rows of a slice: as many as SLICE_BYTES a thread can take, and in slices of much the same length."""
     batch, fields, dim = e_BFK.shape
-    most = max(1, SLICE_BYTES // (fields * (fields - 1) // 2 * dim * e_BFK.element_size()))
+    bytes_of_row = fields * (fields - 1) // 2 * dim * e_BFK.element_size()
+    most = max(1, SLICE_BYTES * torch.get_num_threads() // bytes_of_row)
     return -(-batch // -(-batch // most))
 
 

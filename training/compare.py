@@ -31,6 +31,7 @@ class Row(Strict):
     recipe: Path
     name: str | None = None
     seeds: tuple[int, ...] = Field(default=(), description="default: the recipe's own")
+    without: tuple[str, ...] = Field(default=(), description="fields of the recipe to leave out: what they are worth")
     published: dict[Metric, float] = Field(default={})
     source: str = Field(default="", description="where the published numbers stand")
 
@@ -197,11 +198,23 @@ def _entries_of(path: Path) -> Iterator[Entry]:
         if len(set(seeds)) < len(seeds):
             raise RecipeError(f"table {str(path)!r}: {row.recipe} has the same seed twice")
         yield Entry(
-            name=row.name or recipe.name,
-            recipes=tuple(load(path.parent / row.recipe, [f"fit.seed={seed}"]) for seed in seeds),
+            name=row.name or recipe.name + (f" without {', '.join(row.without)}" if row.without else ""),
+            recipes=tuple(_without(row, load(path.parent / row.recipe, [f"fit.seed={n}"]), path) for n in seeds),
             published=row.published,
             source=row.source,
         )
+
+
+def _without(row: Row, recipe: Recipe, path: Path) -> Recipe:
+    fields = recipe.fields or {}
+    kept = {name: kind for name, kind in fields.items() if name not in row.without}
+    if row.without and not 0 < len(kept) == len(fields) - len(row.without):
+        known = ", ".join(fields) or "it names none, so it takes every column"
+        raise RecipeError(
+            f"table {str(path)!r}: without: expected some fields of {row.recipe}, each once, and not all ({known}), "
+            f"got {', '.join(row.without)!r:.80}"
+        )
+    return recipe.model_copy(update={"fields": kept}) if row.without else recipe
 
 
 def _bundle(path: Path) -> Entry:

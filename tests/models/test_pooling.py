@@ -17,7 +17,7 @@ PAIRS = [(f, g) for f in range(FIELDS) for g in range(f + 1, FIELDS)]
 @pytest.fixture(params=[1, 2, 4, 6, 11])
 def slice_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Slices of one size, of two sizes, and a single one."""
-    monkeypatch.setattr(pooling, "SLICE_BYTES", request.param * len(PAIRS) * K * 8)
+    monkeypatch.setattr(pooling, "SLICE_BYTES", -(-request.param * len(PAIRS) * K * 8 // torch.get_num_threads()))
     return int(request.param)
 
 

@@ -218,6 +218,8 @@ def test_rows_of_different_data_are_not_compared_in_silence(bundles: Path) -> No
         ('[[row]]\nrecipe = "first.toml"\npublished = { rsme = 1.0 }', r"row\.0\.published\.rsme"),
         ('[[row]]\nrecipe = "first.toml"\nseeds = [1, 1]', "first.toml has the same seed twice"),
         ('[[row]]\nrecipe = "absent.toml"', "cannot read the recipe"),
+        ('[[row]]\nrecipe = "first.toml"\nwithout = ["usr"]', r"without: expected some .* \(user, app\), got 'usr'"),
+        ('[[row]]\nrecipe = "first.toml"\nwithout = ["app", "user"]', "without: expected .* not all"),
         ('[[row]]\nrecipe = "first.toml"\n' * 2, "two rows are called 'first'"),
     ],
 )
@@ -225,6 +227,16 @@ def test_a_table_that_is_wrong_is_refused(folder: Path, text: str, sentence: str
     (folder / "papers.toml").write_text(text)
     with pytest.raises(RecipeError, match=sentence):
         entries([folder / "papers.toml"])
+
+
+def test_a_row_leaves_fields_out(folder: Path) -> None:
+    rows = '[[row]]\nrecipe = "second.toml"\n[[row]]\nrecipe = "second.toml"\nwithout = ["app"]\nseeds = [1, 2]'
+    (folder / "papers.toml").write_text(rows)
+    whole, part = last(entries([folder / "papers.toml"]), place_in(folder))
+    assert (whole.entry.name, part.entry.name) == ("second", "second without app")
+    names = [bundle.open(each.results[0].bundle).schema.names for each in (whole, part)]
+    assert names == [("user", "app"), ("user",)]
+    assert len(part.results) == 2
 
 
 def test_the_table_of_the_docs_is_one() -> None:

@@ -65,6 +65,17 @@ def test_the_movielens_recipes_use_every_kind_of_field(name: str) -> None:
     assert (recipe.task, recipe.clip, recipe.data.train.name) == ("regression", True, "u1.train.parquet")
 
 
+def test_the_ablation_leaves_the_kinds_of_fields_out_one_by_one() -> None:
+    rows = entries([ROOT / "recipes" / "movielens" / "ablation.toml"])
+    kinds = [{kind.kind for kind in (row.recipes[0].fields or {}).values()} for row in rows]
+    assert kinds == [
+        {"categorical", "multi", "numeric"},
+        {"categorical", "numeric"},
+        {"categorical", "multi"},
+        {"categorical"},
+    ]
+
+
 @needs_data
 def test_one_epoch_gives_a_bundle_that_opens(recipe: Recipe, tmp_path: Path) -> None:
     options = Options(artifacts=tmp_path / "artifacts", checkpoints=tmp_path / "checkpoints", device="cpu")
