@@ -107,13 +107,19 @@ def fit(run: Run, *, resume: bool) -> Fitted:
 def start_learner(run: Run) -> Learner:
     """The model before its first step."""
     model = build_model(run.recipe, run.schema)
-    if run.recipe.task == "regression":  # else the first epochs go into the mean of the labels
-        _start_bias(model, float(np.average(run.train.labels, weights=run.train.weights)))
+    if run.recipe.task == "regression":
+        _start_bias(model, _first_bias(run))
     if run.initial:
         named = model.state_dict()
         for name, tensor in run.initial.items():
             named[name].copy_(tensor)
     return Learner(model.to(run.device), run.recipe.fit)
+
+
+def _first_bias(run: Run) -> float:
+    """The labels' mean, or else the first epochs go into it; or what the recipe says."""
+    given = run.recipe.fit.bias
+    return float(np.average(run.train.labels, weights=run.train.weights)) if given is None else given
 
 
 def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:

@@ -24,6 +24,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {  # of each task, the default monitor
 }
 KEYS_OF_ONE_TASK: dict[str, Task] = {
     "clip": "regression",
+    "fit.bias": "regression",
     "fit.positive_weight": "binary",
     "fit.negative_rate": "binary",
     "data.user": "ranking",
@@ -94,6 +95,7 @@ class Fit(Strict):
     lazy: bool | None = Field(default=None, description="update only the rows of a batch; default: large tables")
     freeze: tuple[str, ...] = Field(default=(), description="parameter names or prefixes that stay as they start")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of products, on a GPU")
+    bias: float | None = Field(default=None, description="regression: where it starts; left out: at the labels' mean")
     positive_weight: float = Field(default=1.0, gt=0, description="binary: weight of label 1 in the loss")
     negative_rate: float = Field(default=1.0, gt=0, le=1, description="binary: share of label 0 kept in the data")
     negatives: int = Field(default=1, ge=1, description="ranking: negatives drawn for a positive, anew every epoch")

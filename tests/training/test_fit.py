@@ -195,6 +195,8 @@ def test_a_regression_starts_at_the_mean_of_its_labels(prepare: Prepare, liking:
     log = liking()
     run = prepare(log | {"label": np.asarray(log["label"]) + 3.0}, task="regression")
     assert start_learner(run).model.bias.item() == pytest.approx(float(run.train.labels.mean()), abs=1e-5)
+    elsewhere = prepare(log, task="regression", bias=-0.25)
+    assert start_learner(elsewhere).model.bias.item() == -0.25
 
 
 def test_every_member_of_an_ensemble_is_trained_as_it_would_be_alone(prepare: Prepare) -> None:
