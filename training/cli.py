@@ -117,6 +117,8 @@ def _compare(options: argparse.Namespace) -> None:
         folder=options.report / "runs",
         train=not options.finished,
     )
+    if options.test:
+        options.test.open("rb").close()  # a name mistyped is told now and not after hours of training
     compared: list[Compared] = []
     try:
         for compared in compare(entries(options.paths, only=options.only), place):  # noqa: B007

@@ -18,11 +18,12 @@ from training import results
 from training.dataset import digest
 from training.errors import DataError, RecipeError, TrainingError
 from training.evaluate import evaluate
-from training.pipeline import Options, run
+from training.export import export
+from training.pipeline import Options, forget, train
 from training.progress import say
 from training.recipe import START, Metric, Recipe, load
 from training.results import Metrics, Result
-from training.start import open_source
+from training.start import open_source, origin_of
 
 
 class Row(Strict):
@@ -112,7 +113,7 @@ def compare(wanted: Sequence[Entry], place: Place) -> Iterator[list[Compared]]:
         recipe = entry.recipes[position]
         try:
             result = _finished(entry.name, recipe, place, f"run {number} of {len(runs)}")
-        except (TrainingError, BundleError) as error:
+        except (TrainingError, BundleError, OSError) as error:
             failed.append(f"{entry.name}, seed {recipe.fit.seed}: {error}")
             say(f"error: {failed[-1]}")
             continue
@@ -160,8 +161,10 @@ def _finished(name: str, recipe: Recipe, place: Place, number: str) -> Result | 
     say(f"{number}: {name}, seed {recipe.fit.seed}")
     folder = f".compare-{key}"  # no recipe can have this name
     resume = (place.options.checkpoints / folder).exists() and not place.options.restart
-    result = results.of_bundle(run(recipe, replace(place.options, folder=folder, resume=resume)))
+    options = replace(place.options, folder=folder, resume=resume)
+    result = results.of_bundle(export(train(recipe, options), options.artifacts))
     results.save(result, path)
+    forget(recipe, options)  # not before the result is safe
     return result
 
 
@@ -174,7 +177,7 @@ def _key(recipe: Recipe) -> str:
     )
     source = open_source(recipe)
     files = (recipe.data.train, recipe.data.validation, recipe.data.field_map)
-    whole = [said, list(recipe.fields or ()), _digest(*filter(None, files)), source.digest if source else None]
+    whole = [said, list(recipe.fields or ()), _digest(*filter(None, files)), origin_of(recipe, source)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -87,7 +87,7 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     same weights as one that was never stopped: all randomness of an epoch comes from (seed, epoch), and the learning
     rate from the number of the step.
     """
-    _check_labels(run)
+    check_labels(run)
     check_fit(run.recipe.fit, run.device)
     keep_freed_memory()
     saved = _saved(run, resume=resume)
@@ -134,7 +134,8 @@ def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:
             break
         before = f", {monitor} {curve[-1][monitor]:.4f}" if curve else ""
         curve.append(_epoch(run, learner, objective, batches, epoch, before))
-        improved = better(monitor, curve[-1][monitor], curve[best_epoch - 1][monitor] if best_epoch else None)
+        best = curve[best_epoch - 1][monitor] if best_epoch else None
+        improved = math.isfinite(curve[-1]["loss"]) and better(monitor, curve[-1][monitor], best)
         best_epoch = epoch if improved else best_epoch
         say(_line(curve[-1], settings.epochs, improved=improved))
         progress = Progress(
@@ -182,7 +183,7 @@ def _epoch(
     }
 
 
-def _check_labels(run: Run) -> None:
+def check_labels(run: Run) -> None:
     if len(run.train) < 2:
         raise DataError("training needs at least 2 rows")
     low, high = run.train.label_range
@@ -215,6 +216,12 @@ def _saved(run: Run, *, resume: bool) -> Checkpoint | None:
         raise TrainingError(
             f"cannot resume: {', '.join(changed)} changed since the run in {run.checkpoints} was started "
             "(start again with --restart)"
+        )
+    threads = saved.progress.threads
+    if threads != torch.get_num_threads():
+        raise TrainingError(
+            f"cannot resume with {torch.get_num_threads()} threads: the run in {run.checkpoints} was started with "
+            f"{threads}, and another count gives other weights (go on with --threads {threads})"
         )
     return saved
 

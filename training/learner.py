@@ -102,10 +102,10 @@ def check_fit(settings: Fit, device: torch.device) -> None:
             "fit.lazy = true updates a few rows a step, fit.average all of the tables: "
             "leave one of them out (fit.lazy = false averages)"
         )
-    if settings.schedule != "constant" and settings.warm_up >= settings.epochs:
+    if settings.warm_up >= settings.epochs:
         raise RecipeError(
-            f"fit.warm_up = {settings.warm_up:g} leaves nothing of fit.epochs = {settings.epochs} "
-            f"to the {settings.schedule} schedule: warm up for less"
+            f"fit.warm_up = {settings.warm_up:g} leaves nothing of fit.epochs = {settings.epochs} at the full rate: "
+            "warm up for less"
         )
     if settings.precision == "bfloat16" and device.type != "cuda":
         raise TrainingError(

@@ -19,7 +19,7 @@ from training.fit import Fitted, Observer, Run, build_model, choose_device, fit,
 from training.infer import infer
 from training.progress import say
 from training.recipe import START, Recipe
-from training.start import Source, Start, after, begin, open_source
+from training.start import Source, Start, after, begin, open_source, origin_of
 from training.threads import choose_threads
 from training.vocabulary import fit_schema
 
@@ -179,7 +179,7 @@ def _fingerprint(
         **_flat(whole),
         "order of fields": list(recipe.fields or ()),
         DATA: data_sha256,
-        "contents of what it starts from": source.digest if source else None,
+        "contents of what it starts from": origin_of(recipe, source),
         "package versions": package_versions(),
     }
 

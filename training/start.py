@@ -46,6 +46,11 @@ class Start(NamedTuple):
     report: dict[str, Any]
 
 
+def origin_of(recipe: Recipe, source: Source | None) -> str | None:
+    """How a recipe starts, and the contents of what it starts from; the same for all that starts alike."""
+    return f"{_option(recipe)} {source.digest}" if source else None
+
+
 def open_source(recipe: Recipe) -> Source | None:
     """What `model.pretrained` or `model.warm_start` names, verified; None where the recipe says neither.
 

@@ -11,7 +11,7 @@ import torch
 from training import checkpoint
 from training.batches import Batches
 from training.dataset import Batch
-from training.fit import Run, start_learner
+from training.fit import Run, check_labels, start_learner
 from training.learner import Learner
 from training.objectives import Objective, objective_of
 from training.progress import say
@@ -30,6 +30,7 @@ def choose_threads(run: Run, *, resume: bool) -> int:
     saved = checkpoint.load(run.checkpoints) if resume else None
     if saved:
         return saved.progress.threads
+    check_labels(run)  # batches of one row are none, and would never come
     counts = [1 << power for power in range(_cores().bit_length())]
     if run.device.type != "cpu" or len(counts) == 1:
         return 1

@@ -163,6 +163,9 @@ def test_a_run_that_is_refused_does_not_stop_the_others(
         found.extend(compare(entries([folder / "papers.toml"]), place))
     assert [len(each.results) for each in found[-1]] == [0, 1]
     assert "not finished: first" in table.text(found[-1])
+    (folder / "first.toml").write_text(RECIPE.format(name="first", key="fm", options="").replace("log.csv", "no.csv"))
+    with pytest.raises(TrainingError, match=r"^2 of 3 runs failed, the first was first, seed 1: .*no\.csv"):
+        last(entries([folder / "papers.toml"]), place)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,16 @@ def test_a_result_is_of_one_recipe_on_one_set_of_data(
     comparing._digest.cache_clear()
     (after,) = entries([folder / "first.toml"])
     assert (comparing._key(after.recipes[0]) == key) is same
+
+
+def test_what_a_bundle_is_taken_for_makes_another_run(folder: Path, bundles: Path) -> None:
+    keys = set()
+    for option in ("pretrained", "warm_start"):
+        start = f'{option} = "{bundles / "tiny-fm"}"'
+        (folder / "first.toml").write_text(RECIPE.format(name="first", key="fm", options=start))
+        (entry,) = entries([folder / "first.toml"])
+        keys.add(comparing._key(entry.recipes[0]))
+    assert len(keys) == 2
 
 
 def test_bundles_and_recipes_side_by_side_on_one_file(steps: tuple[Path, list[list[Compared]]], bundles: Path) -> None:

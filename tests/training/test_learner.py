@@ -211,6 +211,7 @@ def test_every_step_takes_its_own_learning_rate(prepare: Prepare, lazy: bool) ->
     [
         ({"average": 0.9, "lazy": True}, RecipeError, "fit.lazy = true updates a few rows a step, fit.average all"),
         ({"schedule": "cosine", "warm_up": 3.0}, RecipeError, "fit.warm_up = 3 leaves nothing of fit.epochs = 3"),
+        ({"warm_up": 4.0}, RecipeError, "fit.warm_up = 4 leaves nothing of fit.epochs = 3"),
         ({"precision": "bfloat16"}, TrainingError, "fit.precision = 'bfloat16' is for products on a GPU"),
     ],
 )

@@ -120,6 +120,17 @@ def test_patience_counts_across_a_resume(prepare: Prepare) -> None:
     assert_same(whole.model.state_dict(), resumed.model.state_dict())
 
 
+def test_another_thread_count_is_not_resumed(prepare: Prepare) -> None:
+    run = prepare(epochs=1)
+    fit(run, resume=False)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(TrainingError, match=r"cannot resume with 2 threads: .* started with 1, .*--threads 1"):
+            fit(with_fit(run, epochs=2), resume=True)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_resuming_nothing_starts_at_the_first_epoch(prepare: Prepare) -> None:
     assert len(fit(prepare(), resume=True).curve) == 3
 

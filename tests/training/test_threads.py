@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training import threads
+from training.errors import DataError
 from training.fit import Run, fit
 from training.threads import choose_threads
 
@@ -53,3 +54,11 @@ def test_a_resumed_run_keeps_its_threads(prepare: Prepare, monkeypatch: pytest.M
     monkeypatch.setattr(threads, "_seconds_of_steps", lambda run, counts: {1: 1.0, 2: 0.1})
     assert choose_threads(run, resume=True) == 1
     assert choose_threads(run, resume=False) == 2
+
+
+def test_one_training_row_is_refused_and_not_waited_for(
+    prepare: Prepare, liking: Callable[..., dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_cores", lambda: 2)
+    with pytest.raises(DataError, match="training needs at least 2 rows"):
+        choose_threads(prepare(liking(1)), resume=False)
