@@ -11,25 +11,39 @@ Shapes: see models/base.py; M is the number of members.
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationInfo, with_config
 from torch import Tensor, nn
 
 from models.base import Explanation, Layout, LogitTerms, Model, Sizes
 from models.config import require_positive
 
 
+def _read(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Options as the member's own Config reads them; what it does not know stays as it is, to be refused by name."""
+    from models.registry import MODELS  # which has the ensemble itself
+
+    if (key := info.data.get("key")) not in MODELS:
+        return options
+    config: Any = TypeAdapter(MODELS[key].Config).validate_python(options)
+    return {name: getattr(config, name, value) for name, value in options.items()}
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """`copies` models of the architecture `key`, which differ by what they start from; `options` are its own."""
 
     key: str
     copies: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Annotated[dict[str, Any], AfterValidator(_read)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require_positive("members.copies", self.copies)
+        require_positive("copies", self.copies)
+        if self.key == "ensemble":
+            raise ValueError("key: expected a model that is no ensemble itself: give its members here")
 
 
 class Ensemble(Model):
@@ -97,8 +111,4 @@ def _build(member: Member, layout: Layout) -> Model:
 
     if member.key not in MODELS:
         raise ValueError(f"members.key: expected one of {', '.join(MODELS)}, got {member.key!r}")
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in member.options.items()}
-    try:
-        return MODELS[member.key](layout, MODELS[member.key].Config(**options))
-    except TypeError as error:
-        raise ValueError(f"members: {member.key}: {error}".replace("Config.__init__() ", "")) from None
+    return MODELS[member.key](layout, MODELS[member.key].Config(**member.options))

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 from bundle.manifest import RESERVED_NAMES, Name
 from bundle.schema import Categorical, Hash, Kind, Multi, Numeric, Strict
 from models import MODELS
+from models.ensemble import Ensemble
 from training.errors import RecipeError
 from training.search import Dimension, Tune
 
@@ -35,6 +36,7 @@ KEYS_OF_ONE_TASK: dict[str, Task] = {
 START = ("pretrained", "warm_start")  # keys of [model] that say what to start from
 PATHS = {"data": ("train", "validation", "field_map"), "model": START}  # tables and their keys that name files
 OWN_NAMES: Final = {"l2", "freeze"}  # settings of fit that speak of one model's parameters
+QUOTES: Final = {'"', "'"}
 
 
 class Split(Strict):
@@ -262,27 +264,34 @@ def check(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: st
 
 
 def _check_model(recipe: Recipe, origin: str, table: str, start: tuple[str, ...]) -> None:
-    key = recipe.model.get("key")
-    if not isinstance(key, str) or key not in MODELS:
-        raise RecipeError(f"recipe {origin}: {_unknown(f'{table}.key', str(key), list(MODELS))}")
-    known = ["key", *start, *(field.name for field in dataclass_fields(MODELS[key].Config))]
-    for option in recipe.model:
-        if option not in known:
-            raise RecipeError(f"recipe {origin}: {_unknown(table, option, known)}")
+    model = f"recipe {origin}: {table}"
+    _check_names(recipe.model.get("key"), f"{model}.key", recipe.model, model, ("key", *start))
     try:
-        _ = recipe.config
+        config = recipe.config
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([table, *map(str, first["loc"])])
         raise RecipeError(f"recipe {origin}: {where}: {_message(first)}") from None
+    for position, member in enumerate(config.members if isinstance(config, Ensemble.Config) else ()):
+        place = f"{model}.members.{position}"
+        _check_names(member.key, f"{place}.key", member.options, f"{place}.options")
+
+
+def _check_names(
+    key: object, key_place: str, options: Iterable[str], options_place: str, beside: Sequence[str] = ()
+) -> None:
+    """RecipeError for an architecture that there is not, and for an option that is neither its own nor `beside`."""
+    if not isinstance(key, str) or key not in MODELS:
+        raise RecipeError(_unknown(key_place, str(key), list(MODELS)))
+    known = [*beside, *(field.name for field in dataclass_fields(MODELS[key].Config))]
+    for option in options:
+        if option not in known:
+            raise RecipeError(_unknown(options_place, option, known))
 
 
 def _set(document: dict[str, Any], override: str) -> None:
     """Apply `a.b=value`; the value is TOML, or else the text itself."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"--set {override!r}: expected section.key=value, such as fit.epochs=20")
+    keys, text = _halves(override)
     table = document
     for key in keys[:-1]:
         table = table.setdefault(key, {})
@@ -292,6 +301,34 @@ def _set(document: dict[str, Any], override: str) -> None:
         table[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         table[keys[-1]] = text.strip()
+
+
+def _halves(override: str) -> tuple[list[str], str]:
+    """The keys, and the text of the value; the first = outside a quoted key parts them."""
+    for place, letter in enumerate(override):
+        if letter == "=" and (keys := keys_of(override[:place])):
+            return keys, override[place + 1 :]
+    raise RecipeError(f"--set {override!r}: expected section.key=value, such as fit.epochs=20")
+
+
+def keys_of(path: str) -> list[str]:
+    """The keys of `fit.l2."attention.W"`, quoted as in TOML; none where the path is not one."""
+    keys = _quoted_keys(path) if QUOTES & set(path) else path.strip().split(".")
+    return keys if all(keys) else []
+
+
+def _quoted_keys(path: str) -> list[str]:
+    if "\n" in path:
+        return []
+    try:
+        table: Any = tomllib.loads(f"{path} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    keys = []
+    while isinstance(table, dict):
+        ((key, table),) = table.items()
+        keys.append(key)
+    return keys
 
 
 def _explain(error: ValidationError, *tables: str) -> str:

@@ -12,7 +12,7 @@ from training.errors import MissingExtra, RecipeError, TrainingError
 from training.metrics import better
 from training.pipeline import Options, forget, train
 from training.progress import say
-from training.recipe import PATHS, Recipe, load
+from training.recipe import PATHS, Recipe, keys_of, load
 from training.search import Dimension, Tune
 
 WRITTEN = "# Best of "  # how a file that tune wrote begins, and may be replaced
@@ -87,12 +87,7 @@ def _settings(path: Path, recipe: Recipe) -> Tune:
 def _open(optuna: Any, recipe: Recipe, settings: Tune, database: Path) -> Any:
     """The study in this database, a new one where there is none."""
     database.parent.mkdir(parents=True, exist_ok=True)
-    search = optuna.create_study(
-        study_name=STUDY,
-        storage=f"sqlite:///{database}",
-        direction="maximize" if better(recipe.monitor, 1.0, 0.0) else "minimize",
-        load_if_exists=True,
-    )
+    search = _study(optuna, recipe, database)
     said = _said(recipe)
     before = search.user_attrs.get("recipe", said)
     if changed := sorted(key for key in before.keys() | said.keys() if before.get(key) != said.get(key)):
@@ -108,6 +103,23 @@ def _open(optuna: Any, recipe: Recipe, settings: Tune, database: Path) -> Any:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=FREE_TRIALS, n_warmup_steps=FREE_EPOCHS)
     search.pruner = pruner if settings.prune else optuna.pruners.NopPruner()
     return search
+
+
+def _study(optuna: Any, recipe: Recipe, database: Path) -> Any:
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        return optuna.create_study(
+            study_name=STUDY,
+            storage=f"sqlite:///{database}",
+            direction="maximize" if better(recipe.monitor, 1.0, 0.0) else "minimize",
+            load_if_exists=True,
+        )
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise TrainingError(
+            f"{str(database)!r} is no study that can be opened ({reason}): choose another --study"
+        ) from None
 
 
 def _said(recipe: Recipe) -> dict[str, Any]:
@@ -185,14 +197,14 @@ def _write(path: Path, output: Path, tuned: Tuned, *, trials: int) -> None:
 
     document: Any = tomlkit.parse(path.read_text())
     document.pop("tune", None)
+    if "extends" in document:
+        document["extends"] = _seen(path, document["extends"], output)
     for table, names in PATHS.items():
         for name in names:
             if name in document.get(table, {}):
-                document[table][name] = Path(
-                    os.path.relpath(path.parent / document[table][name], output.parent)
-                ).as_posix()
+                document[table][name] = _seen(path, document[table][name], output)
     for key, value in tuned.chosen.items():
-        *tables, name = key.split(".")
+        *tables, name = keys_of(key)
         section = document
         for table in tables:
             section = section.setdefault(table, tomlkit.table())
@@ -201,3 +213,8 @@ def _write(path: Path, output: Path, tuned: Tuned, *, trials: int) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(header + tomlkit.dumps(document).lstrip())
     load(output)
+
+
+def _seen(path: Path, name: str, output: Path) -> str:
+    """A file that the recipe at `path` names, as `output` must name it."""
+    return Path(os.path.relpath(path.parent / name, output.parent)).as_posix()

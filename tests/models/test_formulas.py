@@ -317,10 +317,12 @@ def test_fwnfm_with_all_weights_one_is_nfm() -> None:
 @pytest.mark.parametrize(
     ("member", "sentence"),
     [
-        (Member(key="nfm", options={"layer": [4]}), "unexpected keyword argument 'layer'"),
-        (Member(key="neural_fm"), "members.key: expected one of lr, fm"),
+        ({"key": "nfm", "options": {"layer": (4,)}}, "unexpected keyword argument 'layer'"),
+        ({"key": "neural_fm"}, "members.key: expected one of lr, fm"),
+        ({"key": "ensemble"}, "key: expected a model that is no ensemble itself"),
+        ({"key": "fm", "copies": 0}, "copies: expected a whole number of at least 1, got 0"),
     ],
 )
-def test_an_ensemble_names_the_member_it_refuses(member: Member, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        build("ensemble", members=(member,))
+def test_an_ensemble_names_the_member_it_refuses(member: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        build("ensemble", members=(Member(**member),))

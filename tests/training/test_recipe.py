@@ -107,7 +107,24 @@ def test_overrides_are_toml_values_or_else_text() -> None:
     assert (recipe.data.split.by, recipe.data.split.column) == ("group", "user")
 
 
-@pytest.mark.parametrize("override", ["fit.epochs", "=3", "fit.=3", "fit..epochs=3"])
+@pytest.mark.parametrize(
+    ("override", "l2"),
+    [
+        ('fit.l2."attention.W"=0.1', {"attention.W": 0.1}),
+        ("fit . l2.'attention.W' = 0.1", {"attention.W": 0.1}),
+        ('"fit".l2."a=b.c"=0.1', {"a=b.c": 0.1}),
+        ('fit.l2={ "a=b" = 0.1 }', {"a=b": 0.1}),
+        ("fit.l2.größe=0.1", {"größe": 0.1}),
+    ],
+)
+def test_keys_of_overrides_may_be_quoted(override: str, l2: dict[str, float]) -> None:
+    assert checked(override).fit.l2 == l2
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["fit.epochs", "=3", "fit.=3", "fit..epochs=3", 'fit.l2."a=3', 'fit.l2."a"b=3', 'fit."".a=3', 'name\n"a"=3'],
+)
 def test_an_override_that_is_none_is_refused(override: str) -> None:
     assert "expected section.key=value, such as fit.epochs=20" in refusal(override)
 
@@ -224,3 +241,26 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, base: str, extends: st
     (tmp_path / "fm.toml").write_text(f"extends = {extends}\n")
     with pytest.raises(RecipeError, match=sentence):
         load(tmp_path / "fm.toml")
+
+
+def test_members_of_an_ensemble_are_read_and_refused_as_models_are() -> None:
+    def members(table: str) -> list[str]:
+        return ["model.key=ensemble", f"model.members=[{{ key = 'fm' }}, {{ {table} }}]"]
+
+    given = "key = 'nfm', options = { batch_norm = 'false', embedding_dim = '8', layers = [4, 2] }"
+    assert checked(*members(given)).config.members[1].options == {
+        "batch_norm": False,
+        "embedding_dim": 8,
+        "layers": (4, 2),
+    }
+    for table, sentence in {
+        "key = 'fm', options = { embedding_dim = 4.5 }": "1.options.embedding_dim: input should be a valid integer, ",
+        "key = 'nfm', options = { batch_norm = 'no!' }": "1.options.batch_norm: input should be a valid boolean, ",
+        "key = 'fm', options = { dropout = 1.0 }": "1.options: dropout: expected a share to drop, ",
+        "key = 'nfm', options = { layer = [4] }": "1.options: unknown 'layer'; did you mean 'layers'? (known: ",
+        "key = 'nfn'": "1.key: unknown 'nfn'; did you mean 'nfm'? (known: ",
+        "key = 'ensemble'": "1: key: expected a model that is no ensemble itself",
+        "key = 'fm', copys = 2": "1.copys: unexpected keyword argument, got 2",
+        "key = 'fm', copies = 0": "1: copies: expected a whole number of at least 1, got 0",
+    }.items():
+        assert f": model.members.{sentence}" in refusal(*members(table))

@@ -1,8 +1,10 @@
 """`tune`: the best of the trials is written out, and a study that was stopped goes on where it was."""
 
 import re
+import sqlite3
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,53 @@ def test_the_best_trial_is_written_and_a_hopeless_one_is_stopped(
     assert len(trials(study)) == 5
 
 
+def test_a_recipe_that_extends_another_is_written_to_another_folder(recipe: Path, study: Study, tmp_path: Path) -> None:
+    base, searched = RECIPE.split("[tune]")
+    recipe.with_name("base.toml").write_text(base)
+    recipe.write_text('extends = "base.toml"  # the data\n[tune]' + searched.replace("trials = 5", "trials = 1"))
+    study = replace(study, output=tmp_path / "found" / "best.toml")
+    chosen = tune(recipe, study).chosen["fit.learning_rate"]
+    assert 'extends = "../recipes/base.toml"  # the data\n' in study.output.read_text()
+    written = load(study.output)
+    assert written.fit == load(recipe).fit.model_copy(update={"learning_rate": chosen})
+    assert written.data.train.resolve() == (tmp_path / "log.csv").resolve()
+
+
+@pytest.mark.parametrize("given", ["", "l2 = { weights = 1e-3 }\n"])
+def test_a_key_with_a_dot_in_it_is_tried_and_written(
+    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    text = RECIPE.replace("trials = 5", "trials = 1").replace("\n[tune]\n", f"{given}\n[tune]\n")
+    recipe.write_text(re.sub('"fit.learning_rate" = .*', """'fit.l2."embedding.user"' = { choices = [0.125] }""", text))
+    seen: list[Recipe] = []
+
+    def note(recipe: Recipe, options: Options) -> Trained:
+        seen.append(recipe)
+        return train(recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"l2": {}})}), options)
+
+    monkeypatch.setattr(tuning, "train", note)
+    tune(recipe, study)
+    l2 = {"embedding.user": 0.125, **({"weights": 1e-3} if given else {})}
+    assert seen[0].fit.l2 == load(study.output).fit.l2 == l2
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"), [(None, "file is not a database"), ("CREATE TABLE studies (a)", "has no column")]
+)
+def test_a_file_that_is_no_study_is_refused(recipe: Path, study: Study, statement: str | None, reason: str) -> None:
+    database = recipe.with_name("log.db")
+    if statement:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute(statement)
+    else:
+        database.write_text("user,app,clicked\n" * 9)
+    with pytest.raises(TrainingError) as refused:
+        tune(recipe, replace(study, database=database))
+    assert f"{str(database)!r} is no study that can be opened (" in str(refused.value)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_study_that_was_stopped_goes_on(
     recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,7 +172,7 @@ def test_a_study_that_was_stopped_goes_on(
 
 def stopped_in_epoch(epoch: int, *, run_number: int) -> Callable[..., Trained]:
     """Training that ctrl-C ends after an epoch of one of the runs."""
-    runs = []
+    runs: list[Recipe] = []
 
     def stop(entry: dict[str, float]) -> None:
         if entry["epoch"] == epoch and len(runs) == run_number:
