@@ -13,6 +13,7 @@ from bundle import InputError
 from service import errors, openapi, routes
 from service.catalog import Catalog
 from service.errors import ServiceError
+from service.front import Front
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.settings import Settings
@@ -36,7 +37,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, metrics, settings))
+    app.include_router(routes.router(catalog, metrics))
+    app.add_middleware(Front, catalog=catalog, settings=settings)
     app.add_middleware(Recorder, metrics=metrics)
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
