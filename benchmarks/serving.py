@@ -139,11 +139,10 @@ def _measure(servers: list[Server], path: Path, options: argparse.Namespace) -> 
 
 def _request(path: Path, size: int) -> bytes:
     model = bundle.open(path)
-    golden, draw = model.bundle.golden_rows, random.Random(size)
-    vocabularies = {
-        name: [row[name] for row in golden if isinstance(row.get(name), str)] for name in model.schema.names
-    }
-    rows = [{name: draw.choice(values) for name, values in vocabularies.items()} for _ in range(size)]
+    known = [row for row in model.bundle.golden_rows if not model.encoder.unknown(model.encoder.rows([row]).ids).any()]
+    draw, names = random.Random(size), model.schema.names
+    values = {name: [row[name] for row in known if row.get(name) is not None] for name in names}
+    rows = [{name: draw.choice(values[name]) for name in names} for _ in range(size)]
     body = json.dumps({"instances": rows}).encode()
     head = (
         f"POST /v1/models/{path.parent.name}:predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -155,7 +154,7 @@ async def _round(server: Server, request: bytes, connections: int, seconds: floa
     loop = asyncio.get_running_loop()
     clients = [_Client(request) for _ in range(connections)]
     for client in clients:
-        await loop.create_connection(lambda client=client: client, "127.0.0.1", server.port)
+        client.transport, _ = await loop.create_connection(lambda client=client: client, "127.0.0.1", server.port)
     cpu, started = server.cpu_seconds(), time.perf_counter()
     for client in clients:
         client.ask()
@@ -176,10 +175,6 @@ class _Client(asyncio.Protocol):
     def __init__(self, request: bytes) -> None:
         self._request, self._answer, self._asked = request, b"", 0.0
         self.waited: list[float] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
 
     def ask(self) -> None:
         self._asked, self._answer = time.perf_counter(), b""

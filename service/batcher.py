@@ -6,7 +6,6 @@ gathered meanwhile.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from service.errors import Overdue
 
 SHORT_SECONDS = 3e-4  # a run up to this long may hold up the event loop
 RECENT = 0.1  # weight of the newest run in the moving average
+LONGEST = 3 * SHORT_SECONDS  # that one run counts for: a single one that was interrupted changes nothing
 
 
 class Scored(NamedTuple):
@@ -41,12 +41,14 @@ class _Entry(NamedTuple):
 class Batcher:
     """Gathers the rows of one version, at most `rows` for a run. To be called on the event loop only.
 
-    `seconds` is what a run is expected to take, before any has been timed.
+    `seconds` is what a run is expected to take before any has been timed by `clock`.
     """
 
-    def __init__(self, run: Callable[[EncodedRows], Scored], *, rows: int, seconds: float) -> None:
+    def __init__(
+        self, run: Callable[[EncodedRows], Scored], *, rows: int, seconds: float, clock: Callable[[], float]
+    ) -> None:
         self.rows = rows
-        self._run, self._seconds = run, seconds
+        self._run, self._seconds, self._clock = run, seconds, clock
         self._runner = ThreadPoolExecutor(1, "batches")  # its thread starts with the first long run
         self._queue: deque[_Entry] = deque()
         self._is_due = False  # a run is scheduled, or is with the runner
@@ -97,9 +99,9 @@ class Batcher:
         return taken
 
     def _timed(self, entries: list[_Entry]) -> list[Scored | Exception]:
-        started = time.perf_counter()
+        started = self._clock()
         answers = self._answers([entry.rows for entry in entries])
-        self._seconds += RECENT * (time.perf_counter() - started - self._seconds)
+        self._seconds += RECENT * (min(self._clock() - started, LONGEST) - self._seconds)
         return answers
 
     def _answers(self, batch: list[EncodedRows]) -> list[Scored | Exception]:

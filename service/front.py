@@ -10,11 +10,11 @@ import os
 import re
 import zlib
 from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
 from service import errors, scorer
@@ -28,7 +28,9 @@ from service.settings import Settings
 
 T = TypeVar("T")
 
-ADDRESS: Final = re.compile(r"/v1/models/([^/]+?)(?:/versions/([^/]+))?:(predict|explain|rank)")
+ADDRESS: Final = re.compile(
+    r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
+)
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
 GZIP: Final = 16 + zlib.MAX_WBITS
 ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {
@@ -38,20 +40,24 @@ ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {
 }
 
 
-class Front:
-    """Pure ASGI middleware: answers the verbs, and hands on everything else."""
+def is_verb(scope: Scope) -> bool:
+    """Whether a request is for the Front, which then finds model, version and verb in `scope["path_params"]`."""
+    found = ADDRESS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+    if found:
+        scope["path_params"] = found.groupdict()
+    return found is not None
 
-    def __init__(self, app: ASGIApp, catalog: Catalog, settings: Settings) -> None:
-        self._app, self._catalog, self._settings = app, catalog, settings
+
+class Front:
+    """Answers the verbs: an ASGI app that stands in a Recorder."""
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        self._catalog, self._settings = catalog, settings
         self._turns = CapacityLimiter(os.cpu_count() or 1)  # more threads would only take turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = ADDRESS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if not found:
-            await self._app(scope, receive, send)
-            return
         try:
-            content = await self._answer(scope, receive, found)
+            content = await self._answer(scope, receive, **scope["path_params"])
         except (ServiceError, InputError) as error:
             await errors.refused(error)(scope, receive, send)
             return
@@ -59,14 +65,12 @@ class Front:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive, found: re.Match[str]) -> bytes:
+    async def _answer(self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb) -> bytes:
         record: Record = scope["state"]["record"]
-        name, version = found[1], found[2]
-        verb = cast(Verb, found[3])
         record.endpoint = verb
-        model = self._catalog.find(name)
-        record.model = model.name
-        loaded = model.version(version)
+        known = self._catalog.find(model)
+        record.model = known.name
+        loaded = known.version(version)
         record.version = loaded.manifest.version
         limit = self._settings.max_body_bytes
         compressed, length = _announced(scope)

@@ -35,18 +35,28 @@ def rows(*values: float) -> EncodedRows:
 
 
 class Graph:
-    """Scores a row by its value, and fails where any is negative. `runs` are the values it was given."""
+    """Scores a row by its value, and fails where any is negative. `runs` are the values it was given.
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    A run takes so many `seconds` by the clock of the graph, and sleeps as long where it `sleeps`.
+    """
+
+    def __init__(self, seconds: float = 0.0, *, sleeps: bool = False) -> None:
         self.runs: list[list[float]] = []
         self.threads: set[int] = set()
-        self._seconds = seconds
+        self._now, self._seconds, self._sleeps = 0.0, seconds, sleeps
+
+    def clock(self) -> float:
+        return self._now
+
+    def batcher(self, *, rows: int, seconds: float = 0.0) -> Batcher:
+        return Batcher(self, rows=rows, seconds=seconds, clock=self.clock)
 
     def __call__(self, batch: EncodedRows) -> Scored:
         values = batch.values[:, 0].tolist()
         self.runs.append(values)
         self.threads.add(threading.get_ident())
-        time.sleep(self._seconds)
+        self._now += self._seconds
+        time.sleep(self._seconds * self._sleeps)
         if min(values) < 0:
             raise ArithmeticError(str(min(values)))
         return Scored(values, values, [(str(value),) for value in values])
@@ -78,7 +88,7 @@ def test_batching_is_the_identity(loaded: Runtime, sizes: list[int], seed: int, 
     whole, ends = loaded.encoder.rows(raw), np.cumsum(sizes).tolist()
     parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     draw.shuffle(parts)
-    batcher = Batcher(loaded.score, rows=cap, seconds=seconds)
+    batcher = Batcher(loaded.score, rows=cap, seconds=seconds, clock=lambda: 0.0)
     answers = submit(batcher, [EncodedRows(whole.ids[part], whole.values[part]) for part in parts])
     alone = loaded.score(whole)
     for part, answer in zip(parts, answers, strict=True):
@@ -90,14 +100,14 @@ def test_batching_is_the_identity(loaded: Runtime, sizes: list[int], seed: int, 
 
 def test_a_run_holds_rows_up_to_the_cap_in_the_order_they_came() -> None:
     graph = Graph()
-    answers = submit(Batcher(graph, rows=4, seconds=0.0), [rows(1, 2), rows(3), rows(4, 5), rows(6, 7, 8, 9), rows(10)])
+    answers = submit(graph.batcher(rows=4), [rows(1, 2), rows(3), rows(4, 5), rows(6, 7, 8, 9), rows(10)])
     assert graph.runs == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10]]
     assert [each.logits for each in answers if isinstance(each, Scored)] == [[1, 2], [3], [4, 5], [6, 7, 8, 9], [10]]
     assert graph.threads == {threading.get_ident()}
 
 
 def test_a_request_that_fails_harms_none_of_its_neighbours() -> None:
-    good, bad, other = submit(Batcher(Graph(), rows=8, seconds=0.0), [rows(1, 2), rows(3, -4), rows(5)])
+    good, bad, other = submit(Graph().batcher(rows=8), [rows(1, 2), rows(3, -4), rows(5)])
     assert (good, other) == (Scored([1, 2], [1, 2], [("1.0",), ("2.0",)]), Scored([5], [5], [("5.0",)]))
     assert isinstance(bad, ArithmeticError)
     assert str(bad) == "-4.0"
@@ -105,7 +115,7 @@ def test_a_request_that_fails_harms_none_of_its_neighbours() -> None:
 
 def test_what_nobody_waits_for_is_not_scored() -> None:
     graph = Graph()
-    batcher = Batcher(graph, rows=8, seconds=0.0)
+    batcher = graph.batcher(rows=8)
 
     def start() -> list[asyncio.Future[Scored]]:
         gone = batcher.submit(rows(1), patience=PATIENCE)
@@ -120,8 +130,8 @@ def test_what_nobody_waits_for_is_not_scored() -> None:
 
 
 def test_long_runs_leave_the_event_loop_free_and_gather_what_comes_meanwhile() -> None:
-    graph = Graph(seconds=0.05)
-    batcher = Batcher(graph, rows=8, seconds=LONG)
+    graph = Graph(seconds=0.05, sleeps=True)
+    batcher = graph.batcher(rows=8, seconds=LONG)
 
     async def ask() -> int:
         first = batcher.submit(rows(0), patience=PATIENCE)
@@ -140,7 +150,7 @@ def test_long_runs_leave_the_event_loop_free_and_gather_what_comes_meanwhile() -
 
 
 def test_the_place_of_a_run_follows_how_long_runs_take() -> None:
-    slow, quick = Batcher(Graph(seconds=5 * SHORT_SECONDS), rows=1, seconds=0.0), Batcher(Graph(), rows=1, seconds=LONG)
+    slow, quick = Graph(seconds=LONG).batcher(rows=1), Graph().batcher(rows=1, seconds=LONG)
     assert slow.inline
     assert not quick.inline
     for batcher in (slow, quick):
