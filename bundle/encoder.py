@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class Encoder:
             _field_encoder(field, start, vocabularies)
             for field, start in zip(schema.fields, schema.starts, strict=True)
         )
+        lookups = [encoder.lookup for encoder in self._fields if isinstance(encoder, _CategoricalEncoder)]
+        gets = [lookup.get for lookup in lookups if isinstance(lookup, _Known)]
+        self._gets = gets if len(gets) == len(self._fields) else []  # else a row takes more than a look at each value
         self._unknown_S = np.concatenate(
             [
                 np.full(field.kind.width, start + 1 if field.has_vocabulary else -1)
@@ -84,22 +87,62 @@ class Encoder:
 
     def rows(self, rows: Sequence[Row]) -> EncodedRows:
         """Encode a list of {field: raw value}. A field left out is missing; an unknown field name is an error."""
+        self.check_names(rows)
+        return self.encode([[row.get(name) for row in rows] for name in self.schema.names], len(rows))
+
+    def columns(self, columns: Mapping[str, Column]) -> EncodedRows:
+        """Encode {field: B raw values}. A column left out is missing in every row."""
+        return self.encode(self.in_order(columns), max(map(_length, columns.values()), default=0))
+
+    def encode(self, columns: Sequence[Column | None], count: int) -> EncodedRows:
+        """Encode one column a field, in schema order, each of `count` raw values or None: missing in every row."""
+        if count == 1 and self._gets and (single := self._single(columns)):
+            return single
+        lengths = {_length(column) for column in columns if column is not None}
+        if not lengths <= {count}:
+            raise InputError(expected="columns of one length", received=f"lengths {sorted(lengths)}")
+        encoded = _empty(count, sum(self.schema.widths))
+        plain_ids: list[list[int]] = []
+        plain_slots: list[int] = []
+        for name, where, encoder, column in zip(
+            self.schema.names, self.schema.slots, self._fields, columns, strict=True
+        ):
+            try:
+                if isinstance(encoder, _CategoricalEncoder) and _is_plain(column):
+                    plain_ids.append(encoder.lookup.ids(column))  # all of them go into the arrays at once, below
+                    plain_slots.append(where.start)
+                else:
+                    into = EncodedRows(encoded.ids[:, where], encoded.values[:, where])
+                    _encode_column(encoder, _none(count) if column is None else column, into)
+            except InputError as error:
+                raise error.at(instance=error.instance or 0, field=name) from None
+        if plain_ids:
+            encoded.ids[:, plain_slots] = np.array(plain_ids, np.int64).T
+            encoded.values[:, plain_slots] = 1.0
+        return encoded
+
+    def _single(self, columns: Sequence[Column | None]) -> EncodedRows | None:
+        """One row whose values are all found as they stand; None where any of them needs a closer look."""
+        try:
+            ids = [get(column[0]) for get, column in zip(self._gets, columns, strict=True)]  # type: ignore[index]
+        except (TypeError, IndexError):
+            return None
+        return None if None in ids else EncodedRows(np.array([ids], np.int64), np.ones((1, len(ids)), np.float32))
+
+    def check_names(self, rows: Sequence[Row]) -> None:
+        """Raise InputError unless every row is a {field: raw value} of fields that the schema has."""
         known = set(self.schema.names)
         for instance, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InputError(expected="an object {field: value}", received=type_name(row), instance=instance)
             if not row.keys() <= known:
                 self._refuse_name(row, instance=instance)
-        return self._encode({name: [row.get(name) for row in rows] for name in self.schema.names}, len(rows))
 
-    def columns(self, columns: Mapping[str, Column]) -> EncodedRows:
-        """Encode {field: B raw values}. A column left out is missing in every row."""
+    def in_order(self, columns: Mapping[str, Column]) -> list[Column | None]:
+        """The columns in schema order, None where left out; an unknown name raises InputError."""
         if not columns.keys() <= set(self.schema.names):
             self._refuse_name(columns, instance=None)
-        lengths = {name: len(column.codes if isinstance(column, Coded) else column) for name, column in columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError(expected="columns of one length", received=f"lengths {sorted(set(lengths.values()))}")
-        return self._encode(columns, next(iter(lengths.values()), 0))
+        return [columns.get(name) for name in self.schema.names]
 
     def distinct(self, name: str, values: Sequence[Any]) -> EncodedRows:
         """Values of one field and, as the last row, null: [len(values) + 1, width] each, for `Coded.encoded`."""
@@ -115,19 +158,6 @@ class Encoder:
         """[B, F]: whether any value of the field was not in its vocabulary."""
         return np.asarray(np.logical_or.reduceat(ids == self._unknown_S, self._first_slots, axis=1))
 
-    def _encode(self, columns: Mapping[str, Column], count: int) -> EncodedRows:
-        encoded = _empty(count, sum(self.schema.widths))
-        for name, where, encoder in zip(self.schema.names, self.schema.slots, self._fields, strict=True):
-            column = columns.get(name)
-            if column is None:
-                column = Coded((), np.full(count, -1))
-            into = EncodedRows(encoded.ids[:, where], encoded.values[:, where])
-            try:
-                _encode_column(encoder, column, into)
-            except InputError as error:
-                raise error.at(instance=error.instance or 0, field=name) from None
-        return encoded
-
     def _refuse_name(self, names: Mapping[str, Any], *, instance: int | None) -> None:
         position, name = next((i, name) for i, name in enumerate(names) if name not in self.schema.names)
         raise InputError(
@@ -140,6 +170,18 @@ class Encoder:
 
 def _empty(count: int, slots: int) -> EncodedRows:
     return EncodedRows(np.zeros((count, slots), np.int64), np.zeros((count, slots), np.float32))
+
+
+def _length(column: Column) -> int:
+    return len(column.codes if isinstance(column, Coded) else column)
+
+
+def _is_plain(column: Column | None) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(column, list | tuple) and not isinstance(column, Coded)
+
+
+def _none(count: int) -> Coded:
+    return Coded((), np.full(count, -1))
 
 
 class _FieldEncoder(Protocol):
@@ -208,6 +250,7 @@ class _Known:
         if len(self._table) < len(values):
             raise SchemaError("a vocabulary holds a value twice")
         self._table[None] = self._missing
+        self.get = self._table.get
 
     def ids(self, values: Sequence[Any]) -> list[int]:
         get, absent = self._table.get, self.ABSENT
@@ -248,10 +291,10 @@ def _canonical_at(value: Any, at: int) -> str | None:
 
 class _CategoricalEncoder:
     def __init__(self, lookup: _Lookup) -> None:
-        self._lookup = lookup
+        self.lookup = lookup
 
     def encode(self, column: Sequence[Any], into: EncodedRows) -> None:
-        into.ids[:, 0], into.values[:, 0] = self._lookup.ids(column), 1.0
+        into.ids[:, 0], into.values[:, 0] = self.lookup.ids(column), 1.0
 
 
 class _MultiEncoder:

@@ -1,5 +1,6 @@
 """`python -m service`: settings, a socket, and uvicorn on it."""
 
+import gc
 import logging
 import socket
 import sys
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # the models stay: no later collection has to walk through them
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"facts": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})

@@ -8,17 +8,31 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
 from service import errors, openapi, routes
 from service.catalog import Catalog
 from service.errors import ServiceError
+from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.settings import Settings
 
 
-def create_app(settings: Settings) -> FastAPI:
+class Service(FastAPI):
+    """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
+
+    verbs: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_verb(scope):
+            await self.verbs(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings) -> Service:
     """The service. Nothing is read before its lifespan starts; then all bundles are loaded before it answers."""
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
@@ -28,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         catalog.load()
         yield
 
-    app = FastAPI(
+    app = Service(
         title="factorlens",
         description="Scores, and why each score is what it is.",
         version="v1",
@@ -36,8 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, metrics, settings))
+    app.include_router(routes.router(catalog, metrics))
     app.add_middleware(Recorder, metrics=metrics)
+    app.verbs = Recorder(Front(catalog, settings), metrics)
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

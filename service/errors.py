@@ -2,11 +2,12 @@
 
 ServiceError
 ├── BodyUnreadable     the body is not JSON
-├── BodyEncoded        the body is compressed
+├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyTooLarge       the body has too many bytes
 ├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
 ├── NotFound           no such model, or no such version of it
-└── NotReady           the model is known, but no version of it can serve
+├── NotReady           the model is known, but no version of it can serve
+└── Overdue            the request has waited too long for its turn
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -57,11 +58,11 @@ class BodyUnreadable(ServiceError):
 
 
 class BodyEncoded(ServiceError):
-    """The body has a Content-Encoding."""
+    """The body has a Content-Encoding other than gzip."""
 
 
 class BodyTooLarge(ServiceError):
-    """The body has more bytes than `max_body_bytes`."""
+    """The body has more bytes than `max_body_bytes`, as it was sent or when it is inflated."""
 
 
 class BodyRefused(ServiceError):
@@ -86,6 +87,10 @@ class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
 
 
+class Overdue(ServiceError):
+    """A request that waited longer than `patience` and was not scored."""
+
+
 class _Kind(NamedTuple):
     status: HTTPStatus
     title: str
@@ -93,12 +98,17 @@ class _Kind(NamedTuple):
 
 KINDS: dict[type[Exception], _Kind] = {
     BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
-    BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed"),
+    BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in another way than gzip"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
+}
+HEADERS: dict[type[Exception], dict[str, str]] = {
+    BodyEncoded: {"accept-encoding": "gzip, identity"},
+    Overdue: {"retry-after": "1"},
 }
 
 
@@ -106,14 +116,17 @@ def refused(error: ServiceError | InputError) -> Response:
     """The answer to a request that was refused."""
     kind = KINDS[type(error)]
     refusals = [refusal_of(error)] if isinstance(error, InputError) else list(error.refusals)
-    headers = {"accept-encoding": "identity"} if isinstance(error, BodyEncoded) else {}
+    headers = HEADERS.get(type(error))
     return answer(_slug(type(error).__name__), kind.title, kind.status, str(error), refusals, headers=headers)
 
 
-def refusal_of(error: InputError, *, key: str | None = None) -> Refusal:
-    return Refusal(
-        key=key, instance=error.instance, field=error.field, expected=error.expected, received=error.received
-    )
+def refusal_of(error: InputError) -> Refusal:
+    return Refusal(instance=error.instance, field=error.field, expected=error.expected, received=error.received)
+
+
+def of_context(error: InputError) -> BodyRefused:
+    """The same error where the row is the context of a ranking."""
+    return BodyRefused(refusal_of(error).model_copy(update={"key": "context", "instance": None}))
 
 
 def answer(

@@ -1,6 +1,9 @@
-"""Requests and answers, as they stand on the wire. Reading a request never lets its content into an error."""
+"""Requests and answers, as they stand on the wire: for the OpenAPI document, and to say what is wrong with a request.
 
-from collections.abc import Collection, Mapping
+Reading a request never lets its content into an error.
+"""
+
+from collections.abc import Collection
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -217,11 +220,6 @@ def check_count(count: int, *, limit: int, key: str) -> None:
     """Raise BodyRefused unless a batch has at least one row and at most `limit`."""
     if not 1 <= count <= limit:
         raise BodyRefused(Refusal(key=key, expected=f"1 to {limit} rows", received=f"{count} rows"))
-
-
-def length(columns: Mapping[str, list[Any]]) -> int:
-    """Rows in columns, the longest where they differ (which the encoder refuses)."""
-    return max(map(len, columns.values()), default=0)
 
 
 EXPECTED = {

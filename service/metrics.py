@@ -32,6 +32,13 @@ class Metrics:
             buckets=ROWS,
             registry=self.registry,
         )
+        self.run_rows = Histogram(
+            "factorlens_run_rows",
+            "Rows in one run of a graph, of one request or of several; graph is score or explain",
+            ("model", "graph"),
+            buckets=ROWS,
+            registry=self.registry,
+        )
         self.inference_seconds = Histogram(
             "factorlens_inference_seconds",
             "One run of a graph in onnxruntime; graph is score or explain",
@@ -68,6 +75,17 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
+        """Count one request. A label is looked up once: it costs more than to count."""
+        key = endpoint, model, status
+        if key not in self._answered:
+            counter = self.requests.labels(endpoint, model, str(status))
+            self._answered[key] = counter, self.request_seconds.labels(endpoint, model)
+        counter, histogram = self._answered[key]
+        counter.inc()
+        histogram.observe(seconds)
 
 
 def names() -> list[str]:

@@ -1,12 +1,11 @@
 """What every request passes through: an id, one line of log, two metrics, and a net under unforeseen errors."""
 
 import logging
+import random
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +18,7 @@ CLIENT_LEFT = 499  # nginx's number for a client that left before it was answere
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote."""
 
@@ -53,11 +52,12 @@ class Recorder:
             return
         record = Record(_request_id(scope))
         scope.setdefault("state", {})["record"] = record
+        request_id = (b"x-request-id", record.request_id.encode())
 
         async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+                message["headers"] = [*message.get("headers", ()), request_id]
             await send(message)
 
         try:
@@ -76,12 +76,12 @@ class Recorder:
     def _close(self, record: Record) -> None:
         seconds = time.perf_counter() - record.started
         if record.endpoint:
-            self._metrics.requests.labels(record.endpoint, record.model, str(record.status)).inc()
-            self._metrics.request_seconds.labels(record.endpoint, record.model).observe(seconds)
+            self._metrics.answered(record.endpoint, record.model, record.status, seconds)
         level = logging.DEBUG if record.status < 400 else logging.INFO
-        log.log(level, "request", extra={"facts": record.facts(seconds)})
+        if log.isEnabledFor(level):
+            log.log(level, "request", extra={"facts": record.facts(seconds)})
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+    return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

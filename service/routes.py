@@ -1,11 +1,8 @@
-"""The endpoints. Answers are made in a worker thread, so that /livez stays quick while the graphs run."""
+"""The endpoints that FastAPI answers: models, health, metrics. The verbs are described here and answered by `front`."""
 
-import os
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -13,10 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import catalog as models
-from service import messages
 from service.catalog import Catalog, Model
-from service.errors import BodyEncoded, BodyTooLarge, NotReady, Problem
-from service.explainer import explain
+from service.errors import NotReady, Problem
 from service.messages import (
     ExplainAnswer,
     ExplainRequest,
@@ -30,79 +25,57 @@ from service.messages import (
     Ready,
 )
 from service.metrics import Metrics
-from service.ranker import rank
 from service.recorder import Record
-from service.runtime import Runtime, Verb
-from service.scorer import predict
-from service.settings import Settings
+from service.runtime import Verb
 
 
 class Action(NamedTuple):
-    """One verb of a model: what it takes, what it answers, and the function between."""
+    """What one verb of a model takes and answers."""
 
     request: type[BaseModel]
     answer: type[BaseModel]
-    act: Callable[[Runtime, Any, Settings], BaseModel]
     summary: str
 
 
 ACTIONS: Final[dict[Verb, Action]] = {
-    "predict": Action(PredictRequest, PredictAnswer, predict, "Predict for instances or columns"),
-    "explain": Action(ExplainRequest, ExplainAnswer, explain, "Say what each field and pair contributed to a score"),
-    "rank": Action(RankRequest, RankAnswer, rank, "Order candidates for one context"),
+    "predict": Action(PredictRequest, PredictAnswer, "Predict for instances or columns"),
+    "explain": Action(ExplainRequest, ExplainAnswer, "Say what each field and pair contributed to a score"),
+    "rank": Action(RankRequest, RankAnswer, "Order candidates for one context"),
 }
 MODEL = "/v1/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 
-def router(catalog: Catalog, metrics: Metrics, settings: Settings) -> APIRouter:
+def router(catalog: Catalog, metrics: Metrics) -> APIRouter:
     routes = APIRouter()
-    turns = CapacityLimiter(os.cpu_count() or 1)  # more threads would only take turns, and /livez wait for them all
-    for verb, action in ACTIONS.items():
-        _Acting(verb, action, catalog, settings, turns).add_to(routes)
+    _describe_verbs(routes)
     _add_models(routes, catalog)
     _add_health(routes, catalog, metrics)
     return routes
 
 
-class _Acting:
-    """One verb at its two addresses: of the default version, and of a version by number."""
+def _describe_verbs(routes: APIRouter) -> None:
+    """Put the verbs into the OpenAPI document; `front` answers them, and none gets here."""
 
-    def __init__(
-        self, verb: Verb, action: Action, catalog: Catalog, settings: Settings, turns: CapacityLimiter
-    ) -> None:
-        self._verb, self._action, self._catalog, self._settings, self._turns = verb, action, catalog, settings, turns
+    def of_default(model: str) -> None:
+        raise AssertionError("answered by the front")
 
-    def add_to(self, routes: APIRouter) -> None:
-        addresses = ((MODEL, self._of_default, ""), (VERSION, self._of_version, "_version"))
-        schema = self._action.request.model_json_schema()
-        for path, endpoint, suffix in addresses:
+    def of_version(model: str, version: str) -> None:
+        raise AssertionError("answered by the front")
+
+    for verb, action in ACTIONS.items():
+        schema = action.request.model_json_schema()
+        for path, endpoint, suffix in ((MODEL, of_default, ""), (VERSION, of_version, "_version")):
             routes.add_api_route(
-                f"{path}:{self._verb}",
+                f"{path}:{verb}",
                 endpoint,
                 methods=["POST"],
-                operation_id=self._verb + suffix,
-                summary=self._action.summary,
+                operation_id=verb + suffix,
+                summary=action.summary,
                 response_model=None,
-                responses={200: {"model": self._action.answer}, **_refusals("4XX", "503")},
+                responses={200: {"model": action.answer}, **_refusals("4XX", "503")},
                 openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
             )
-
-    async def _of_default(self, request: Request, model: str) -> Response:
-        return await self._respond(request, model, None)
-
-    async def _of_version(self, request: Request, model: str, version: str) -> Response:
-        return await self._respond(request, model, version)
-
-    async def _respond(self, request: Request, name: str, version: str | None) -> Response:
-        loaded = _find(request, self._verb, self._catalog, name).version(version)
-        _record(request).version = loaded.manifest.version
-        raw = await _read_body(request, limit=self._settings.max_body_bytes)
-        return _json(await to_thread.run_sync(self._act, loaded, raw, limiter=self._turns))
-
-    def _act(self, loaded: Runtime, raw: bytes) -> str:
-        asked = messages.read(self._action.request, raw, fields=loaded.schema.names)
-        return _encoded(self._action.act(loaded, asked, self._settings))
 
 
 def _add_models(routes: APIRouter, catalog: Catalog) -> None:
@@ -166,22 +139,6 @@ def _find(request: Request, endpoint: str, catalog: Catalog, name: str) -> Model
     model = catalog.find(name)
     record.model = model.name
     return model
-
-
-async def _read_body(request: Request, *, limit: int) -> bytes:
-    """The body, of any Content-Type. Raises BodyEncoded, and BodyTooLarge as soon as it is known to be."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise BodyEncoded("send the body as it is, without a Content-Encoding")
-    too_large = BodyTooLarge(f"a body may have {limit} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 def _encoded(answer: BaseModel) -> str:

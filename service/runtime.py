@@ -1,8 +1,12 @@
-"""One version of a model, loaded: its encoder and its two graphs, with a clock and counters on them."""
+"""One version of a model, loaded: its decoder, encoder and two graphs, with a clock and counters on them."""
 
-from collections.abc import Iterator, Sequence
+import time
+import timeit
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,70 +16,100 @@ from bundle import EncodedRows, Predictor, explanation
 from bundle.encoder import Row
 from bundle.explanation import Arrays, RowExplanation
 from bundle.session import Provider, Session
-from service.messages import Batch, Instance, check_count, length
+from service.batcher import Batcher, Scored
+from service.decoder import Decoder, Table
+from service.messages import Instance
 from service.metrics import Metrics
 
-ROWS_PER_RUN = 128  # beyond it the pairs of a batch leave the processor's cache, and memory grows with the request
+ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
+EXPLAINED_PER_RUN: Final = 128
+CLOSE: Final = 1.05  # a cost of one row that is next to the least
+REPEATS: Final = 5  # of each measurement; the quickest counts
 
 Verb = Literal["predict", "explain", "rank"]
+VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
 class Runtime:
-    """Answers for one version, in runs of at most ROWS_PER_RUN rows. Safe to call from many threads."""
+    """Answers for one version, in runs of at most `rows_per_run` rows. Safe to call from many threads.
+
+    `batcher`, for the event loop, scores what several requests hold in one run.
+    """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
         self.predictor, self.schema, self.encoder = predictor, predictor.schema, predictor.encoder
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
+        self.decoder = Decoder(predictor.encoder)
+        self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self._metrics = metrics
+        self._rows = metrics.rows.labels(self.manifest.name)
+        self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
+        self._runs = {
+            graph: (metrics.run_rows.labels(*labels), metrics.inference_seconds.labels(*labels))
+            for graph in ("score", "explain")
+            for labels in [(self.manifest.name, graph)]
+        }
+        # On a processor that is shared with others only the thread's own time says how long a run is.
+        clock = time.thread_time if predictor.score.chosen == "cpu" else time.perf_counter
+        seconds = _measured(predictor, clock)
+        self.rows_per_run = best_rows(seconds)
+        self.batcher = Batcher(self.score, rows=self.rows_per_run, seconds=seconds[min(seconds)], clock=clock)
 
     @property
     def example(self) -> Instance:
         """An instance that can be sent as it is: drawn from the vocabulary, never a row of the data."""
         return self.predictor.bundle.golden_rows[0]
 
-    def encode(self, batch: Batch, *, limit: int) -> EncodedRows:
-        """The rows or columns of a request, at least one and at most `limit`. Raises BodyRefused and InputError."""
-        if batch.instances is not None:
-            check_count(len(batch.instances), limit=limit, key="instances")
-            return self.encoder.rows(batch.instances)
-        columns = batch.columns or {}
-        check_count(length(columns), limit=limit, key="columns")
-        return self.encoder.columns(columns)
+    def encode(self, table: Table) -> EncodedRows:
+        """Raises InputError for a value that the schema refuses."""
+        return self.encoder.encode(table.columns, table.length)
 
-    def count(self, encoded: EncodedRows, verb: Verb) -> NDArray[np.bool_]:
-        """Count the rows of a request and the unknown values among them, and return which are unknown, [B, F]."""
-        unknown, model = self.encoder.unknown(encoded.ids), self.manifest.name
-        self._metrics.batch_rows.labels(verb, model).observe(len(unknown))
-        self._metrics.rows.labels(model).inc(len(unknown))
-        for field, rows in zip(self.schema.names, unknown.sum(axis=0).tolist(), strict=True):
-            if rows:
-                self._metrics.unknown_values.labels(model, field).inc(rows)
+    def count_request(self, verb: Verb, rows: int) -> None:
+        self._request_rows[verb].observe(rows)
+
+    def count(self, rows: EncodedRows) -> NDArray[np.bool_]:
+        """Count rows and the unknown values among them, and return which are unknown, [B, F]."""
+        unknown, model = self.encoder.unknown(rows.ids), self.manifest.name
+        self._rows.inc(len(unknown))
+        if unknown.any():
+            for field, found in zip(self.schema.names, unknown.sum(axis=0).tolist(), strict=True):
+                if found:
+                    self._metrics.unknown_values.labels(model, field).inc(found)
         return unknown
 
-    def logits(self, encoded: EncodedRows) -> NDArray[np.float32]:
-        """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
-        return np.concatenate([self._score(_part(encoded, part)) for part in _parts(encoded)])
+    def score(self, rows: EncodedRows) -> Scored:
+        """Logits, predictions and the names of unknown fields, for every row."""
+        unknown, logits = self.count(rows), self.logits(rows)
+        return Scored(self.manifest.predictions(logits).tolist(), logits.tolist(), _named(unknown, self.schema.names))
 
-    def explain(self, rows: Sequence[Row], encoded: EncodedRows, *, top_k: int) -> list[RowExplanation]:
-        """One explanation a row, with its `top_k` strongest pairs."""
+    def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
+        return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
+
+    def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
+        """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
         explanations: list[RowExplanation] = []
-        for part in _parts(encoded):
-            within = _part(encoded, part)
-            logits, arrays = self._score(within), self._run("explain", self.predictor.explanations, within)
-            explanations += explanation.explain(self.predictor.bundle, rows[part], within, logits, arrays, top_k=top_k)
+        for part in _parts(rows, EXPLAINED_PER_RUN):
+            logits, arrays = self._score(part), self._run("explain", self.predictor.explanations, part)
+            named = raw[len(explanations) : len(explanations) + len(part.ids)]
+            explanations += explanation.explain(self.predictor.bundle, named, part, logits, arrays, top_k=top_k)
         for each in explanations:
             self._metrics.completeness_error.labels(self.manifest.name).observe(each.completeness_error)
         return explanations
 
-    def _score(self, encoded: EncodedRows) -> NDArray[np.float32]:
-        logits = self._run("score", self.predictor.score, encoded)["logit"]
+    def _score(self, rows: EncodedRows) -> NDArray[np.float32]:
+        logits = self._run("score", self.predictor.score, rows)["logit"]
         if not np.isfinite(logits).all():  # a link would hide it: a clip of infinity looks like a prediction
             raise ArithmeticError("the score graph gave a logit that is not finite")
         return logits
 
-    def _run(self, graph: Literal["score", "explain"], session: Session, encoded: EncodedRows) -> Arrays:
-        with self._metrics.inference_seconds.labels(self.manifest.name, graph).time():
-            return session.run(encoded)
+    def _run(self, graph: Literal["score", "explain"], session: Session, rows: EncodedRows) -> Arrays:
+        started = time.perf_counter()
+        answers = session.run(rows)
+        size, seconds = self._runs[graph]
+        size.observe(len(rows.ids))
+        seconds.observe(time.perf_counter() - started)
+        return answers
 
 
 def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> Runtime:
@@ -84,15 +118,41 @@ def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> R
     Raises BundleError with the reason where any of it fails.
     """
     predictor = bundle.open(path, provider=provider, threads=threads)
-    golden = predictor.bundle.golden_rows
-    for rows in (1, ROWS_PER_RUN):
-        predictor.explain((golden * rows)[:rows])
+    for rows in (1, EXPLAINED_PER_RUN):
+        predictor.explain(_golden(predictor, rows))
     return Runtime(predictor, metrics)
 
 
-def _parts(encoded: EncodedRows) -> Iterator[slice]:
-    return (slice(start, start + ROWS_PER_RUN) for start in range(0, len(encoded.ids), ROWS_PER_RUN))
+def best_rows(seconds: Mapping[int, float]) -> int:
+    """Of {rows: seconds of a run}, the fewest rows whose cost of one row is next to the least."""
+    least = min(taken / rows for rows, taken in seconds.items())
+    return min(rows for rows, taken in seconds.items() if taken / rows <= CLOSE * least)
 
 
-def _part(encoded: EncodedRows, part: slice) -> EncodedRows:
-    return EncodedRows(encoded.ids[part], encoded.values[part])
+def _measured(predictor: Predictor, clock: Callable[[], float]) -> dict[int, float]:
+    """The seconds that a run of the score graph takes here, for each size a run could have."""
+    seconds: dict[int, float] = {}
+    for rows in ROWS_PER_RUN:
+        run = partial(predictor.score.run, predictor.encoder.rows(_golden(predictor, rows)))
+        seconds[rows] = min(timeit.repeat(run, timer=clock, number=1, repeat=REPEATS))
+    return seconds
+
+
+def _golden(predictor: Predictor, rows: int) -> Sequence[Row]:
+    golden = predictor.bundle.golden_rows
+    return (golden * (rows // len(golden) + 1))[:rows]
+
+
+def _parts(rows: EncodedRows, size: int) -> list[EncodedRows]:
+    """The rows in runs of at most `size`."""
+    if len(rows.ids) <= size:
+        return [rows]
+    starts = range(0, len(rows.ids), size)
+    return [EncodedRows(rows.ids[at : at + size], rows.values[at : at + size]) for at in starts]
+
+
+def _named(unknown: NDArray[np.bool_], names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """For each row of [B, F] the fields that are unknown in it."""
+    if not unknown.any():
+        return [()] * len(unknown)
+    return [tuple(compress(names, row)) for row in unknown.tolist()]

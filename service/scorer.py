@@ -1,30 +1,31 @@
 """predict: rows in, predictions out."""
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
-from service.messages import PredictAnswer, PredictRequest, Unknown
+from bundle import EncodedRows
+from service.batcher import Scored
 from service.runtime import Runtime
 from service.settings import Settings
 
 
-def predict(loaded: Runtime, request: PredictRequest, settings: Settings) -> PredictAnswer:
-    encoded = loaded.encode(request, limit=settings.max_rows)
-    unknown = loaded.count(encoded, "predict")
-    logits = loaded.logits(encoded)
-    answer = PredictAnswer(
-        model=loaded.manifest.name,
-        version=loaded.manifest.version,
-        digest=loaded.digest,
-        predictions=loaded.manifest.predictions(logits).tolist(),
-        unknown=_named(unknown, loaded.schema.names),
-    )
-    return answer.model_copy(update={"logits": logits.tolist()}) if request.logits else answer
+def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[EncodedRows, bool]:
+    """The encoded rows of a body, and whether it asks for the logits."""
+    asked = loaded.decoder.predict(raw, limit=settings.max_rows)
+    return loaded.encode(asked.table), asked.logits
 
 
-def _named(unknown: NDArray[np.bool_], names: tuple[str, ...]) -> list[Unknown]:
-    """The rows of [B, F] that hold an unknown value, with the fields by name."""
-    return [
-        Unknown(instance=at, fields=[names[f] for f in np.flatnonzero(unknown[at]).tolist()])
-        for at in np.flatnonzero(unknown.any(axis=1)).tolist()
-    ]
+def answer(loaded: Runtime, scored: Scored, *, logits: bool) -> bytes:
+    """The answer to one request, as `messages.PredictAnswer` describes it."""
+    loaded.count_request("predict", len(scored.predictions))
+    said = {**loaded.identity, "predictions": scored.predictions}
+    if logits:
+        said["logits"] = scored.logits
+    unknown = enumerate(scored.unknown) if any(scored.unknown) else ()
+    said["unknown"] = [{"instance": at, "fields": fields} for at, fields in unknown if fields]
+    return msgspec.json.encode(said)
+
+
+def predict(loaded: Runtime, raw: bytes, settings: Settings) -> bytes:
+    """A whole request at once, in runs of its own."""
+    rows, logits = read(loaded, raw, settings)
+    return answer(loaded, loaded.score(rows), logits=logits)

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
     max_candidates: int = Field(default=10_000, ge=1, description="candidates that one rank may hold")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
+    patience: float = Field(
+        default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
+    )
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",

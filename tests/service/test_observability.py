@@ -51,6 +51,7 @@ def test_a_prediction_is_counted(client: Client) -> None:
         ("factorlens_request_seconds_count", "predict", "tiny-fm"): 1,
         ("factorlens_batch_rows_count", "predict", "tiny-fm"): 1,
         ("factorlens_batch_rows_sum", "predict", "tiny-fm"): 3,
+        ("factorlens_run_rows_count", "score", "tiny-fm"): 1,
         ("factorlens_inference_seconds_count", "score", "tiny-fm"): 1,
         ("factorlens_rows_total", "tiny-fm"): 3,
         ("factorlens_unknown_values_total", "user", "tiny-fm"): 2,

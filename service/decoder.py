@@ -1,0 +1,204 @@
+"""Bodies to tables: msgspec decodes a body straight into types made of a version's schema.
+
+What it refuses is read once more by the models of `messages`, which can say what is wrong and where. Both readers make
+the same tables, and a test holds that they take the same bodies.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct
+from msgspec.structs import astuple
+from pydantic import BaseModel
+
+from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numeric
+from bundle.encoder import Column
+from bundle.schema import FittedField
+from service import messages
+from service.errors import BodyRefused, Refusal, of_context
+from service.messages import Columns, ExplainRequest, Instance, PredictRequest, RankRequest, check_count
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Table(NamedTuple):
+    """Raw values of `length` rows: one column a field, in schema order; None where no row has the field."""
+
+    columns: Sequence[Column | None]
+    length: int
+
+
+class PredictAsked(NamedTuple):
+    table: Table
+    logits: bool
+
+
+class ExplainAsked(NamedTuple):
+    table: Table
+    top_k: int | None
+
+
+class RankAsked(NamedTuple):
+    """`context` has one row. No field has a column in both tables."""
+
+    context: Table
+    candidates: Table
+    top_k: int | None
+
+
+class Decoder:
+    """Reads the bodies of requests to one version; `limit` is how many rows they may have.
+
+    Raises BodyUnreadable where a body is not JSON, BodyRefused where it has another shape or number of rows, and
+    InputError for a field that the schema does not have. Values are left to the encoder to judge.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self._names = encoder, encoder.schema.names
+        self._decoders = _decoders(encoder.schema) if all(map(_is_spelt_plainly, self._names)) else {}
+
+    def predict(self, raw: bytes, *, limit: int) -> PredictAsked:
+        body = self._read(PredictRequest, raw)
+        return PredictAsked(self._batch(body, limit), body.logits)
+
+    def explain(self, raw: bytes, *, limit: int) -> ExplainAsked:
+        body = self._read(ExplainRequest, raw)
+        return ExplainAsked(self._batch(body, limit), body.top_k)
+
+    def rank(self, raw: bytes, *, limit: int) -> RankAsked:
+        body = self._read(RankRequest, raw)
+        try:
+            context = self._present([body.context])
+        except InputError as error:
+            raise of_context(error) from None
+        if body.candidates is not None:
+            check_count(len(body.candidates), limit=limit, key="candidates")
+            candidates = self._present(body.candidates)
+        else:
+            candidates = self._columns(body.columns, limit)
+        self._check_apart(context, candidates)
+        return RankAsked(context, candidates, body.top_k)
+
+    def _read(self, request: type[BaseModel], raw: bytes) -> Any:
+        """A body by msgspec, or else by pydantic: the attributes are the same, rows are structs or dicts."""
+        try:
+            return self._decoders[request].decode(raw)
+        except (KeyError, *UNREADABLE):
+            return messages.read(request, raw, fields=self._names)
+
+    def _batch(self, body: Any, limit: int) -> Table:
+        if body.instances is None:
+            return self._columns(body.columns, limit)
+        check_count(len(body.instances), limit=limit, key="instances")
+        return Table(list(zip(*self._tuples(body.instances, absent=None), strict=True)), len(body.instances))
+
+    def _columns(self, columns: Struct | Columns, limit: int) -> Table:
+        in_order = list(astuple(columns)) if isinstance(columns, Struct) else self._encoder.in_order(columns)
+        count = max((len(column) for column in in_order if column is not None), default=0)
+        check_count(count, limit=limit, key="columns")
+        return Table(in_order, count)
+
+    def _present(self, rows: Sequence[Struct | Instance]) -> Table:
+        """Rows whose fields count as present only where they stand in the body."""
+        columns = list(zip(*self._tuples(rows, absent=UNSET), strict=True))
+        return Table([_filled(column) for column in columns], len(rows))
+
+    def _tuples(self, rows: Sequence[Any], *, absent: Any) -> Iterable[tuple[Any, ...]]:
+        """The values of each row in schema order."""
+        if isinstance(rows[0], Struct):
+            return map(astuple, rows)
+        self._encoder.check_names(rows)
+        return [tuple(row.get(name, absent) for name in self._names) for row in rows]
+
+    def _check_apart(self, context: Table, candidates: Table) -> None:
+        for name, *both in zip(self._names, context.columns, candidates.columns, strict=True):
+            if None not in both:
+                refused = Refusal(
+                    key="context",
+                    field=name,
+                    expected="a field in the context or in the candidates",
+                    received="the field in both",
+                )
+                raise BodyRefused(refused)
+
+
+def _filled(column: tuple[Any, ...]) -> Column | None:
+    absent = column.count(UNSET)
+    if not absent:
+        return column
+    return None if absent == len(column) else [None if value is UNSET else value for value in column]
+
+
+R = TypeVar("R")
+C = TypeVar("C")
+
+
+class _Batch(Struct, Generic[R, C], forbid_unknown_fields=True):
+    instances: list[R] | None = None
+    columns: C | None = None
+    signature_name: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_one(self.instances, self.columns)
+
+
+class _Predict(_Batch[R, C]):
+    logits: bool = False
+
+
+class _Explain(_Batch[R, C]):
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+
+
+class _Rank(Struct, Generic[R, C], forbid_unknown_fields=True):
+    context: R
+    candidates: list[R] | None = None
+    columns: C | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        _require_one(self.candidates, self.columns)
+
+
+def _require_one(first: object, second: object) -> None:
+    if (first is None) == (second is None):
+        raise ValueError  # msgspec makes a ValidationError of it
+
+
+def _decoders(schema: FeatureSchema) -> dict[type[BaseModel], msgspec.json.Decoder[Any]]:
+    """A decoder for each request, with a row and a set of columns as this schema has them."""
+    types = [(field.name, _type(field)) for field in schema.fields]
+    row = _struct((name, kind, None) for name, kind in types)
+    candidate = _struct((name, kind, UNSET) for name, kind in types)
+    columns = _struct((name, list[kind], None) for name, kind in types)  # type: ignore[valid-type]
+    bodies: dict[type[BaseModel], Any] = {
+        PredictRequest: (_Predict, row),
+        ExplainRequest: (_Explain, row),
+        RankRequest: (_Rank, candidate),
+    }
+    return {request: msgspec.json.Decoder(body[rows, columns]) for request, (body, rows) in bodies.items()}
+
+
+def _struct(fields: Iterable[tuple[str, Any, Any]]) -> type[Struct]:
+    """A struct of (name, type, default); its own attributes are numbered, for a name of the schema may be any text."""
+    numbered = [
+        (f"f{at}", kind, msgspec.field(name=name, default=default)) for at, (name, kind, default) in enumerate(fields)
+    ]
+    return msgspec.defstruct("Fields", numbered, forbid_unknown_fields=True, gc=False)
+
+
+def _type(field: FittedField) -> Any:
+    """What JSON may hold for one value of a field."""
+    match field.kind:
+        case Categorical():
+            return str | int | float | bool | None
+        case Numeric():
+            return int | float | None
+        case Multi():
+            return list[str | int | float | bool | None] | dict[str, int | float] | None
+
+
+def _is_spelt_plainly(name: str) -> bool:
+    """Whether msgspec can match a name: it takes none that JSON has to escape."""
+    return '"' not in name and "\\" not in name and all(character >= " " for character in name)

@@ -1,0 +1,172 @@
+"""Batching is the identity: whatever is scored together, each request gets what it would get alone."""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle import EncodedRows
+from service import runtime
+from service.batcher import SHORT_SECONDS, Batcher, Scored
+from service.errors import Overdue
+from service.metrics import Metrics
+from service.runtime import Runtime, best_rows
+
+PATIENCE = 60.0
+LONG = 2 * SHORT_SECONDS
+
+Answers = list[Scored | BaseException]
+
+
+@pytest.fixture(scope="module")
+def loaded(bundles: Path) -> Runtime:
+    return runtime.load(bundles / "tiny-nfm" / "1", provider="cpu", threads=1, metrics=Metrics())
+
+
+def rows(*values: float) -> EncodedRows:
+    return EncodedRows(np.ones((len(values), 1), np.int64), np.array(values, np.float32)[:, None])
+
+
+class Graph:
+    """Scores a row by its value, and fails where any is negative. `runs` are the values it was given.
+
+    A run takes so many `seconds` by the clock of the graph, and sleeps as long where it `sleeps`.
+    """
+
+    def __init__(self, seconds: float = 0.0, *, sleeps: bool = False) -> None:
+        self.runs: list[list[float]] = []
+        self.threads: set[int] = set()
+        self._now, self._seconds, self._sleeps = 0.0, seconds, sleeps
+
+    def clock(self) -> float:
+        return self._now
+
+    def batcher(self, *, rows: int, seconds: float = 0.0) -> Batcher:
+        return Batcher(self, rows=rows, seconds=seconds, clock=self.clock)
+
+    def __call__(self, batch: EncodedRows) -> Scored:
+        values = batch.values[:, 0].tolist()
+        self.runs.append(values)
+        self.threads.add(threading.get_ident())
+        self._now += self._seconds
+        time.sleep(self._seconds * self._sleeps)
+        if min(values) < 0:
+            raise ArithmeticError(str(min(values)))
+        return Scored(values, values, [(str(value),) for value in values])
+
+
+def gathered(start: Callable[[], list[asyncio.Future[Scored]]]) -> Answers:
+    async def gather() -> Answers:
+        return await asyncio.gather(*start(), return_exceptions=True)
+
+    return asyncio.run(gather())
+
+
+def submit(batcher: Batcher, requests: list[EncodedRows]) -> Answers:
+    return gathered(lambda: [batcher.submit(each, patience=PATIENCE) for each in requests])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    seed=st.integers(0, 999),
+    cap=st.integers(9, 40),
+    seconds=st.sampled_from([0.0, LONG]),
+)
+def test_batching_is_the_identity(loaded: Runtime, sizes: list[int], seed: int, cap: int, seconds: float) -> None:
+    draw = random.Random(seed)
+    raw = [
+        {"user": f"u{draw.randrange(25)}", "tags": ["fun"][: draw.randrange(2)], "age": 20} for _ in range(sum(sizes))
+    ]
+    whole, ends = loaded.encoder.rows(raw), np.cumsum(sizes).tolist()
+    parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    draw.shuffle(parts)
+    batcher = Batcher(loaded.score, rows=cap, seconds=seconds, clock=lambda: 0.0)
+    answers = submit(batcher, [EncodedRows(whole.ids[part], whole.values[part]) for part in parts])
+    alone = loaded.score(whole)
+    for part, answer in zip(parts, answers, strict=True):
+        assert isinstance(answer, Scored)
+        assert answer.logits == pytest.approx(alone.logits[part], abs=1e-6)
+        assert answer.predictions == pytest.approx(alone.predictions[part], abs=1e-6)
+        assert answer.unknown == alone.unknown[part]
+
+
+def test_a_run_holds_rows_up_to_the_cap_in_the_order_they_came() -> None:
+    graph = Graph()
+    answers = submit(graph.batcher(rows=4), [rows(1, 2), rows(3), rows(4, 5), rows(6, 7, 8, 9), rows(10)])
+    assert graph.runs == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10]]
+    assert [each.logits for each in answers if isinstance(each, Scored)] == [[1, 2], [3], [4, 5], [6, 7, 8, 9], [10]]
+    assert graph.threads == {threading.get_ident()}
+
+
+def test_a_request_that_fails_harms_none_of_its_neighbours() -> None:
+    good, bad, other = submit(Graph().batcher(rows=8), [rows(1, 2), rows(3, -4), rows(5)])
+    assert (good, other) == (Scored([1, 2], [1, 2], [("1.0",), ("2.0",)]), Scored([5], [5], [("5.0",)]))
+    assert isinstance(bad, ArithmeticError)
+    assert str(bad) == "-4.0"
+
+
+def test_what_nobody_waits_for_is_not_scored() -> None:
+    graph = Graph()
+    batcher = graph.batcher(rows=8)
+
+    def start() -> list[asyncio.Future[Scored]]:
+        gone = batcher.submit(rows(1), patience=PATIENCE)
+        gone.cancel()
+        return [gone, batcher.submit(rows(2), patience=-1.0), batcher.submit(rows(3), patience=PATIENCE)]
+
+    cancelled, overdue, scored = gathered(start)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert isinstance(overdue, Overdue)
+    assert isinstance(scored, Scored)
+    assert graph.runs == [[3]]
+
+
+def test_long_runs_leave_the_event_loop_free_and_gather_what_comes_meanwhile() -> None:
+    graph = Graph(seconds=0.05, sleeps=True)
+    batcher = graph.batcher(rows=8, seconds=LONG)
+
+    async def ask() -> int:
+        first = batcher.submit(rows(0), patience=PATIENCE)
+        turns, later = 0, []
+        while not first.done():
+            turns += 1
+            if turns in (3, 4, 5):
+                later.append(batcher.submit(rows(turns), patience=PATIENCE))
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*later)
+        return turns
+
+    assert asyncio.run(ask()) > 6
+    assert graph.runs == [[0], [3, 4, 5]]
+    assert threading.get_ident() not in graph.threads
+
+
+def test_the_place_of_a_run_follows_how_long_runs_take() -> None:
+    slow, quick = Graph(seconds=LONG).batcher(rows=1), Graph().batcher(rows=1, seconds=LONG)
+    assert slow.inline
+    assert not quick.inline
+    for batcher in (slow, quick):
+        submit(batcher, [rows(1)] * 40)
+    assert not slow.inline
+    assert quick.inline
+
+
+@pytest.mark.parametrize(
+    ("us", "best"),
+    [
+        ({32: 144, 64: 322, 128: 644, 256: 1500}, 32),  # pairs leave the cache: afm
+        ({32: 42, 64: 66, 128: 107, 256: 214}, 128),
+        ({32: 42, 64: 66, 128: 107, 256: 190}, 256),
+        ({32: 32, 64: 63, 128: 125, 256: 249}, 32),  # next to the least is enough
+    ],
+)
+def test_a_run_has_the_fewest_rows_that_cost_next_to_the_least(us: dict[int, float], best: int) -> None:
+    assert best_rows(us) == best
