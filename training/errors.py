@@ -17,7 +17,7 @@ class MissingExtra(TrainingError):
     """Something that needs a package of an optional extra, which is not installed."""
 
     def __init__(self, what: str, package: str, *, extra: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed: pip install 'factorlens[{extra}]'")
+        super().__init__(f"{what} needs {package}, which is not installed: pip install -e '.[{extra}]' in its folder")
 
 
 class ExportRefused(TrainingError):

@@ -154,6 +154,8 @@ def field_kinds(recipe: Recipe, part: Part) -> Mapping[str, Kind]:
         taken |= {split.column} if split and split.by in ("column", "time") else set()
         inferred = infer(part.source, recipe.data.label).fields
         kinds = {name: kind for name, kind in inferred.items() if name not in taken}
+        if recipe.task == "ranking":  # data.user and data.item say whose a field is, and a guess is not to contradict
+            kinds = {n: type(k).model_validate(k.model_dump(exclude={"source"})) for n, k in kinds.items()}
     if not kinds:
         raise RecipeError("no fields: give at least one under [fields]")
     return with_sources(kinds, recipe.data) if recipe.task == "ranking" else kinds

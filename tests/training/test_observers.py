@@ -86,7 +86,7 @@ def test_a_target_that_is_neither_is_refused(recipe: Recipe, target: str) -> Non
 @pytest.mark.parametrize(("kind", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")])
 def test_what_is_not_installed_is_said(recipe: Recipe, kind: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    sentence = rf"^--log {kind} needs {kind}, which is not installed: pip install 'factorlens\[{kind}\]'$"
+    sentence = rf"^--log {kind} needs {kind}, which is not installed: pip install -e '\.\[{kind}\]' in its folder$"
     with pytest.raises(MissingExtra, match=sentence), open_loggers([f"{kind}=x"], recipe):
         pass
 

@@ -338,3 +338,22 @@ def test_a_ranking_is_evaluated_with_its_training_file_and_nothing_else_is(
         evaluate(bundle.open(ranking_bundle), log)
     with pytest.raises(DataError, match=r"tiny-fm is a binary model: --train FILE.*goes with a ranking"):
         evaluate(bundle.open(bundles / "tiny-fm" / "1"), log, train=log)
+
+
+def test_whose_an_inferred_field_is_comes_from_the_recipe_alone(tmp_path: Path) -> None:
+    """By their names `page` would be guessed to be of the context, and `genre` of an item."""
+    path = tmp_path / "log.csv"
+    path.write_text("user,page,genre,taken\n" + "".join(f"u{n % 7},p{n % 5},g{n % 3},1\n" for n in range(40)))
+    document = {
+        "name": "pages",
+        "task": "ranking",
+        "data": {"train": str(path), "label": "taken", "user": "user", "item": ["page"]},
+        "model": {"key": "fm"},
+    }
+    recipe = check(document, origin="'pages'")
+    train, _ = open_parts(recipe)
+    assert {name: kind.source for name, kind in field_kinds(recipe, train).items()} == {
+        "user": "user",
+        "page": "item",
+        "genre": "context",
+    }
