@@ -153,6 +153,27 @@ def test_a_run_that_was_stopped_goes_on(
     assert len(resumed.curve) == 4
 
 
+def test_checkpoints_outlive_a_result_that_could_not_be_saved(
+    folder: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "save", full)
+    with pytest.raises(KeyboardInterrupt):
+        last(entries([folder / "second.toml"]), place)
+    assert [path.name[:9] for path in place.options.checkpoints.iterdir()] == [".compare-"]
+
+
+def test_a_test_file_that_is_not_there_is_told_before_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["compare", "second.toml", "--test", "nope.csv"]) == 1
+    assert "'nope.csv'" in capsys.readouterr().err
+    assert not (folder / "checkpoints").exists()
+
+
 def test_a_run_that_is_refused_does_not_stop_the_others(
     folder: Path, place: Place, steps: tuple[Path, list[list[Compared]]]
 ) -> None:
