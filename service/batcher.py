@@ -22,14 +22,16 @@ LONGEST = 3 * SHORT_SECONDS  # that one run counts for: a single one that was in
 
 
 class Scored(NamedTuple):
-    """The answers to B rows. `unknown` holds, for each row, the fields whose value is not in the vocabulary."""
+    """The answers to B rows. `unknown` holds, for each row, the fields whose value is not in the vocabulary; `seconds`
+    is what scoring took, together with rows of other requests."""
 
     predictions: list[float]
     logits: list[float]
     unknown: list[tuple[str, ...]]
+    seconds: float = 0.0
 
     def part(self, start: int, end: int) -> "Scored":
-        return Scored(self.predictions[start:end], self.logits[start:end], self.unknown[start:end])
+        return Scored(self.predictions[start:end], self.logits[start:end], self.unknown[start:end], self.seconds)
 
 
 class _Entry(NamedTuple):

@@ -1,11 +1,14 @@
-"""The bundles in a folder: find, load, hold. A broken version is kept with its reason and never served."""
+"""The bundles in a folder: find, load, hold, swap. A broken version is kept with its reason and never served."""
 
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from threading import Lock
+from typing import Literal
 
 from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused, store
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
@@ -20,6 +23,21 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 
+Action = Literal["load", "unload", "reload"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A change to what is served: plain data, so that it can be sent to other processes.
+
+    `load` takes in what the model's folder has now, and keeps the versions that serve already; `reload` opens these
+    anew, too; `unload` lets none serve until the next load.
+    """
+
+    action: Action
+    model: str
+
+
 @dataclass(frozen=True)
 class Model:
     """One name: its versions that serve, highest first, and those that were refused, each with the reason."""
@@ -27,9 +45,12 @@ class Model:
     name: str
     serving: dict[str, Runtime] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    unloaded: bool = False
 
     def version(self, version: str | None) -> Runtime:
         """The version asked for, or the highest good one. Raises NotReady or NotFound with what is there."""
+        if self.unloaded:
+            raise NotReady(f"{self.name} is unloaded")
         if not self.serving:
             raise NotReady(f"no version of {self.name} can serve: {self.reasons}")
         if version is None:
@@ -46,19 +67,61 @@ class Model:
 
 
 class Catalog:
-    """Every model under `settings.bundles`. Empty until `load`."""
+    """Every model under `settings.bundles`. Empty until `load`.
+
+    `models` may be read in any thread at any time: a change puts another dict in its place. A request that has
+    found its version keeps it to the end, whatever becomes of it here.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
-        self.models: dict[str, Model] = {}
+        self.models: Mapping[str, Model] = {}
+        self._change = Lock()
 
     def load(self) -> None:
         """Load the newest good versions of every model. What cannot be loaded is refused, logged and kept apart."""
         for name in _names(self._settings.bundles):
-            self.models[name] = self._load_model(name)
+            self._put(self._load_model(name, {}))
         self._metrics.ready.set(not self.missing)
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
+
+    def apply(self, command: Command) -> None:
+        """Carry out a command, however long it takes, one at a time.
+
+        Raises NotFound where there is no such model, and NotReady where its highest version was refused; whatever of it
+        could be loaded then serves all the same, and what served before is never given up for nothing.
+        """
+        with self._change:
+            if command.action == "unload":
+                self._put(Model(self.find(command.model).name, unloaded=True))
+                return
+            if command.model not in _names(self._settings.bundles):
+                raise NotFound("there is no bundle of that name in the folder")
+            known = self.models.get(command.model, Model(command.model))
+            model = self._load_model(known.name, {} if command.action == "reload" else known.serving)
+            if known.serving and not model.serving:
+                model = Model(known.name, known.serving, model.rejected)
+            self._put(model)
+        newest = max({**model.serving, **model.rejected}, key=int)
+        if newest in model.rejected:
+            raise NotReady(f"version {newest} of {model.name} was refused: {model.rejected[newest]}")
+
+    def unknown(self) -> list[str]:
+        """The names of models that came into the folder after the last load, and were not loaded."""
+        return [name for name in _names(self._settings.bundles) if name not in self.models]
+
+    def _put(self, model: Model) -> None:
+        """Let requests from now on find this, and metrics tell of it."""
+        before = self.models.get(model.name)
+        self.models = dict(sorted({**self.models, model.name: model}.items()))
+        here, gone = _labels(model), _labels(before) if before else set()
+        for labels in gone - here:
+            self._metrics.model_info.remove(*labels)
+        for labels in here:
+            self._metrics.model_info.labels(*labels).set(1)
+        self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
+        self._metrics.ready.set(not self.missing)
 
     def find(self, name: str) -> Model:
         """Raises NotFound, which says what models there are."""
@@ -71,22 +134,25 @@ class Catalog:
         """Why the service is not ready; empty where every model has a version that serves."""
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
-        idle = [model for model in self.models.values() if not model.serving]
+        idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
         return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
 
-    def _load_model(self, name: str) -> Model:
+    def _load_model(self, name: str, serving: Mapping[str, Runtime]) -> Model:
+        """The newest good versions of a model; those that are among `serving`, and the same still, are taken over."""
         model = Model(name)
         for version in reversed(store.versions(self._settings.bundles, name)):
             if len(model.serving) == self._settings.versions:
                 break
-            self._load_version(model, version)
-        self._metrics.rejected_bundles.labels(name).set(len(model.rejected))
+            self._load_version(model, version, serving.get(str(version)))
         return model
 
-    def _load_version(self, model: Model, version: int) -> None:
+    def _load_version(self, model: Model, version: int, loaded: Runtime | None) -> None:
         facts: dict[str, object] = {"model": model.name, "version": version}
         started = time.perf_counter()
         path = self._settings.bundles / model.name / str(version)
+        if loaded and _is_same(loaded, path):
+            model.serving[str(version)] = loaded
+            return
         try:
             loaded = runtime.load(
                 path, provider=self._settings.provider, threads=self._settings.threads, metrics=self._metrics
@@ -98,7 +164,6 @@ class Catalog:
             log.error("rejected", extra={"facts": facts | {"reason": str(error)}}, exc_info=unforeseen)
             return
         model.serving[str(version)] = loaded
-        self._metrics.model_info.labels(model.name, str(version), loaded.digest, loaded.manifest.key).set(1)
         session = loaded.predictor.score
         facts |= {"digest": loaded.digest, "provider": session.chosen, "why": session.why}
         log.info("loaded", extra={"facts": facts | {"seconds": round(time.perf_counter() - started, 3)}})
@@ -164,6 +229,18 @@ def _reason(error: Exception) -> str:
             return error.reason
         case _:
             return "it could not be loaded; the log says why"
+
+
+def _is_same(loaded: Runtime, path: Path) -> bool:
+    try:
+        return sha256((path / store.MANIFEST).read_bytes()).hexdigest() == loaded.digest
+    except OSError:
+        return False
+
+
+def _labels(model: Model) -> set[tuple[str, str, str, str]]:
+    """What the metric `model_info` says of a model."""
+    return {(model.name, version, loaded.digest, loaded.manifest.key) for version, loaded in model.serving.items()}
 
 
 def _check_place(loaded: Runtime, name: str, version: int) -> None:

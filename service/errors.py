@@ -5,6 +5,7 @@ ServiceError
 ├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyTooLarge       the body has too many bytes
 ├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
+├── Forbidden          what is served may not be changed by this request
 ├── NotFound           no such model, or no such version of it
 ├── NotReady           the model is known, but no version of it can serve
 └── Overdue            the request has waited too long for its turn
@@ -12,15 +13,19 @@ ServiceError
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
 
+import re
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
 
 MEDIA_TYPE = "application/problem+json"
+OIP: Final = re.compile(r"/v2(/|$)")  # the addresses of the Open Inference Protocol
 
 
 class Refusal(BaseModel):
@@ -58,7 +63,7 @@ class BodyUnreadable(ServiceError):
 
 
 class BodyEncoded(ServiceError):
-    """The body has a Content-Encoding other than gzip."""
+    """The body has a Content-Encoding other than gzip and deflate."""
 
 
 class BodyTooLarge(ServiceError):
@@ -77,6 +82,10 @@ class BodyRefused(ServiceError):
         )
         super().__init__(f"{where}expected {first.expected}, received {first.received}")
         self.refusals = refusals
+
+
+class Forbidden(ServiceError):
+    """A request that would change what is served, and may not."""
 
 
 class NotFound(ServiceError):
@@ -98,16 +107,17 @@ class _Kind(NamedTuple):
 
 KINDS: dict[type[Exception], _Kind] = {
     BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
-    BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in another way than gzip"),
+    BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in a way that is not known here"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
+    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
-    BodyEncoded: {"accept-encoding": "gzip, identity"},
+    BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     Overdue: {"retry-after": "1"},
 }
 
@@ -142,7 +152,25 @@ def answer(
     problem = Problem(
         type=f"urn:factorlens:problem:{kind}", title=title, status=status, detail=detail, errors=refusals or []
     )
-    return Response(problem.model_dump_json(exclude_defaults=True), status, headers, MEDIA_TYPE)
+    return _Refusal(problem, headers)
+
+
+class _Refusal(Response):
+    """A problem document; under /v2 the same as the Open Inference Protocol says it."""
+
+    def __init__(self, problem: Problem, headers: dict[str, str] | None) -> None:
+        self._problem, self._own = problem, headers
+        super().__init__(problem.model_dump_json(exclude_defaults=True), problem.status, headers, MEDIA_TYPE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not OIP.match(scope["path"]):
+            await super().__call__(scope, receive, send)
+            return
+        status = self._problem.status
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            status = HTTPStatus.BAD_REQUEST
+        said = msgspec.json.encode({"error": f"{self._problem.title}: {self._problem.detail}"})
+        await Response(said, status, self._own, "application/json")(scope, receive, send)
 
 
 def _slug(name: str) -> str:

@@ -1,26 +1,29 @@
-"""The hot path: POST :predict, :rank and :explain in raw ASGI, before FastAPI sees them.
+"""The hot path: POST :predict, :rank, :explain and infer in raw ASGI, before FastAPI sees them.
 
-A prediction of few rows is read on the event loop and scored by its version's batcher together with others. Whatever
-takes longer (a long or compressed body, many rows, a ranking, an explanation) has a worker thread to itself, so that
-/livez stays quick.
+A prediction of few rows, as JSON or as tensors, is read on the event loop and scored by its version's batcher together
+with others. Whatever takes longer (a long or compressed body, many rows, a ranking, an explanation) has a worker thread
+to itself, so that /livez stays quick.
 """
 
 import asyncio
 import os
 import re
-import zlib
 from collections.abc import Callable
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from bundle import InputError
-from service import errors, scorer
+from bundle import EncodedRows, InputError
+from service import body, errors, infer, scorer
+from service.batcher import Scored
+from service.body import Announced
 from service.catalog import Catalog
-from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, ServiceError
+from service.errors import ServiceError
 from service.explainer import explain
+from service.messages import Reply
 from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Runtime, Verb
@@ -31,20 +34,25 @@ T = TypeVar("T")
 ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
+INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
-GZIP: Final = 16 + zlib.MAX_WBITS
-ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {
-    "predict": scorer.predict,
-    "explain": explain,
-    "rank": rank,
-}
+ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {"explain": explain, "rank": rank}
+
+
+class Form(NamedTuple):
+    """A way to ask for scores: a body to rows and what is asked of them, and their scores to the answer."""
+
+    read: Callable[[Runtime, bytes, Settings], tuple[EncodedRows, Any]]
+    answer: Callable[[Runtime, Scored, Any], Reply]
 
 
 def is_verb(scope: Scope) -> bool:
     """Whether a request is for the Front, which then finds model, version and verb in `scope["path_params"]`."""
-    found = ADDRESS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    found = ADDRESS.fullmatch(scope["path"]) or INFER.fullmatch(scope["path"])
     if found:
-        scope["path_params"] = found.groupdict()
+        scope["path_params"] = {"verb": "infer", **found.groupdict()}
     return found is not None
 
 
@@ -57,41 +65,66 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            content = await self._answer(scope, receive, **scope["path_params"])
+            content, headers = await self._answer(scope, receive, **scope["path_params"])
         except (ServiceError, InputError) as error:
             await errors.refused(error)(scope, receive, send)
             return
-        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        length = (b"content-length", b"%d" % len(content))
+        await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb) -> bytes:
+    async def _answer(self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb) -> Reply:
         record: Record = scope["state"]["record"]
         record.endpoint = verb
         known = self._catalog.find(model)
         record.model = known.name
         loaded = known.version(version)
         record.version = loaded.manifest.version
-        limit = self._settings.max_body_bytes
-        compressed, length = _announced(scope)
-        raw = await _body(receive, length, limit=limit)
-        if compressed:
-            return await self._in_thread(lambda: ACTS[verb](loaded, inflate(raw, limit=limit), self._settings))
-        if verb == "predict" and len(raw) <= INLINE_BYTES:
-            return await self._predict(loaded, raw, receive)
-        return await self._in_thread(lambda: ACTS[verb](loaded, raw, self._settings))
+        announced = body.announced(scope)
+        raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
+        if verb in ACTS:
+            act = ACTS[verb]
+            return Reply(await self._in_thread(lambda: act(loaded, self._inflated(raw, announced), self._settings)))
+        return await self._score(loaded, raw, announced, _form(verb, announced), receive)
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         return await to_thread.run_sync(act, limiter=self._turns)
 
-    async def _predict(self, loaded: Runtime, raw: bytes, receive: Receive) -> bytes:
-        rows, logits = scorer.read(loaded, raw, self._settings)
-        if len(rows.ids) > loaded.batcher.rows:
-            scored = await self._in_thread(lambda: loaded.score(rows))
-        else:
-            waiting = loaded.batcher.submit(rows, patience=self._settings.patience)
-            scored = await (waiting if loaded.batcher.inline else _unless_gone(waiting, receive))
-        return scorer.answer(loaded, scored, logits=logits)
+    def _inflated(self, raw: bytes, announced: Announced) -> bytes:
+        limit = self._settings.max_body_bytes
+        return body.inflate(raw, announced.coding, limit=limit) if announced.coding else raw
+
+    async def _score(self, loaded: Runtime, raw: bytes, announced: Announced, form: Form, receive: Receive) -> Reply:
+        if announced.coding or len(raw) > INLINE_BYTES:
+            return await self._in_thread(lambda: self._score_alone(loaded, self._inflated(raw, announced), form))
+        with loaded.statistics.request() as stages:
+            rows, asked = form.read(loaded, raw, self._settings)
+            stages.encoded()
+            if len(rows.ids) > loaded.batcher.rows:
+                scored = await self._in_thread(lambda: loaded.score(rows))
+            else:
+                waiting = loaded.batcher.submit(rows, patience=self._settings.patience)
+                scored = await (waiting if loaded.batcher.inline else _unless_gone(waiting, receive))
+            stages.scored(scored.seconds)
+            return form.answer(loaded, scored, asked)
+
+    def _score_alone(self, loaded: Runtime, raw: bytes, form: Form) -> Reply:
+        """A whole request at once, in runs of its own."""
+        with loaded.statistics.request() as stages:
+            rows, asked = form.read(loaded, raw, self._settings)
+            stages.encoded()
+            scored = loaded.score(rows)
+            stages.scored(scored.seconds)
+            return form.answer(loaded, scored, asked)
+
+
+PREDICT: Final = Form(scorer.read, scorer.answer)
+
+
+def _form(verb: Verb, announced: Announced) -> Form:
+    if verb == "predict":
+        return PREDICT
+    return Form(partial(infer.read, header_length=announced.header_length), infer.answer)
 
 
 async def _unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:
@@ -111,48 +144,3 @@ async def _unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _announced(scope: Scope) -> tuple[bool, int]:
-    """Whether the body is said to be gzip, and how long it is said to be. Raises BodyEncoded for other encodings."""
-    compressed, length = False, 0
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            length = int(value[:20])
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            if value.lower() not in (b"gzip", b"x-gzip"):
-                raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip")
-            compressed = True
-    return compressed, length
-
-
-async def _body(receive: Receive, length: int, *, limit: int) -> bytes:
-    """The body, of any Content-Type. Raises BodyTooLarge as soon as it is known to be."""
-    chunks: list[bytes] = []
-    free, more = limit, length <= limit
-    while more and free >= 0:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        free, more = free - len(chunks[-1]), message.get("more_body", False)
-    if length > limit or free < 0:
-        raise BodyTooLarge(f"a body may have {limit} bytes")
-    return b"".join(chunks)
-
-
-def inflate(raw: bytes, *, limit: int) -> bytes:
-    """A gzip body as it was; stops at `limit` bytes, however many more it would make.
-
-    Raises BodyTooLarge there, and BodyUnreadable where the body is not one whole gzip member.
-    """
-    inflater = zlib.decompressobj(GZIP)
-    try:
-        inflated = inflater.decompress(raw, limit + 1)
-    except zlib.error:
-        raise BodyUnreadable("the body is not gzip") from None
-    if len(inflated) > limit:
-        raise BodyTooLarge(f"a body may have {limit} bytes, inflated, too")
-    if not inflater.eof or inflater.unused_data:
-        raise BodyUnreadable("the body is not one whole gzip member")
-    return inflated

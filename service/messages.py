@@ -4,7 +4,7 @@ Reading a request never lets its content into an error.
 """
 
 from collections.abc import Collection
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json
@@ -18,6 +18,13 @@ Instance = dict[str, Any]
 Columns = dict[str, list[Any]]
 
 REFUSALS_SHOWN = 20
+
+
+class Reply(NamedTuple):
+    """An answer as it is sent: its body, and the headers that are its own."""
+
+    content: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
 
 
 class _Message(BaseModel):

@@ -5,10 +5,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service import oip
 from service.catalog import Catalog
 from service.errors import MEDIA_TYPE
 from service.messages import Instance
-from service.runtime import Runtime, Verb
+from service.runtime import VERBS, Runtime, Verb
 
 
 def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]]:
@@ -18,6 +19,7 @@ def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]
     def document() -> dict[str, Any]:
         described = plain()
         _name_problems(described)
+        described["components"]["schemas"] |= oip.schemas()
         serving = [model for model in catalog.models.values() if model.serving]
         if serving:
             _add_examples(described, serving[0].version(None))
@@ -33,7 +35,16 @@ def example(verb: Verb, loaded: Runtime) -> dict[str, Any]:
         of_candidate = loaded.manifest.split.candidate or loaded.schema.names[-1:]
         context = {name: value for name, value in rows[0].items() if name not in of_candidate}
         return {"context": context, "candidates": [_only(row, of_candidate) for row in rows[:3]], "top_k": 2}
+    if verb == "infer":
+        return {"inputs": [_tensor(name, value) for name, value in loaded.example.items() if value is not None]}
     return {"instances": [loaded.example]}
+
+
+def _tensor(name: str, value: object) -> dict[str, Any]:
+    """One row of a field, raw."""
+    values = list(value) if isinstance(value, list | dict) else [value]
+    shape = [1, len(values)] if isinstance(value, list | dict) else [1]
+    return {"name": name, "datatype": "BYTES", "shape": shape, "data": [str(each) for each in values]}
 
 
 def _only(row: Instance, names: tuple[str, ...]) -> Instance:
@@ -41,9 +52,11 @@ def _only(row: Instance, names: tuple[str, ...]) -> Instance:
 
 
 def _name_problems(described: dict[str, Any]) -> None:
-    """FastAPI calls every answer application/json; a refusal is application/problem+json."""
-    for operations in described["paths"].values():
+    """FastAPI calls every answer application/json; a refusal is application/problem+json, but for tensors."""
+    for path, operations in described["paths"].items():
         for operation in operations.values():
+            if path.startswith("/v2"):
+                continue
             for status, response in operation["responses"].items():
                 if status != "200" and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
@@ -55,6 +68,8 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
                 parameter["example"] = values[parameter["name"]]
-            for verb in ("predict", "explain", "rank"):
-                if path.endswith(f":{verb}"):
+            for verb in VERBS:
+                if path.endswith((f":{verb}", f"/{verb}")):
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
+            if path.startswith(oip.REPOSITORY):
+                operation["requestBody"]["content"]["application/json"]["example"] = {}

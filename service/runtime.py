@@ -2,6 +2,7 @@
 
 import time
 import timeit
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
@@ -20,13 +21,15 @@ from service.batcher import Batcher, Scored
 from service.decoder import Decoder, Table
 from service.messages import Instance
 from service.metrics import Metrics
+from service.signature import Signature
+from service.statistics import Statistics
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
 EXPLAINED_PER_RUN: Final = 128
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
 REPEATS: Final = 5  # of each measurement; the quickest counts
 
-Verb = Literal["predict", "explain", "rank"]
+Verb = Literal["predict", "explain", "rank", "infer"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -39,7 +42,8 @@ class Runtime:
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
         self.predictor, self.schema, self.encoder = predictor, predictor.schema, predictor.encoder
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
-        self.decoder = Decoder(predictor.encoder)
+        self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
+        self.statistics = Statistics()
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self._metrics = metrics
         self._rows = metrics.rows.labels(self.manifest.name)
@@ -53,7 +57,9 @@ class Runtime:
         clock = time.thread_time if predictor.score.chosen == "cpu" else time.perf_counter
         seconds = _measured(predictor, clock)
         self.rows_per_run = best_rows(seconds)
-        self.batcher = Batcher(self.score, rows=self.rows_per_run, seconds=seconds[min(seconds)], clock=clock)
+        # The batcher must not hold what holds it, or an unloaded version would keep its memory.
+        score = partial(_score, weakref.ref(self))
+        self.batcher = Batcher(score, rows=self.rows_per_run, seconds=seconds[min(seconds)], clock=clock)
 
     @property
     def example(self) -> Instance:
@@ -79,8 +85,10 @@ class Runtime:
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
-        unknown, logits = self.count(rows), self.logits(rows)
-        return Scored(self.manifest.predictions(logits).tolist(), logits.tolist(), _named(unknown, self.schema.names))
+        started = time.perf_counter()
+        unknown, logits = _named(self.count(rows), self.schema.names), self.logits(rows)
+        predictions = self.manifest.predictions(logits).tolist()
+        return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
@@ -98,7 +106,9 @@ class Runtime:
         return explanations
 
     def _score(self, rows: EncodedRows) -> NDArray[np.float32]:
+        started = time.perf_counter()
         logits = self._run("score", self.predictor.score, rows)["logit"]
+        self.statistics.ran(len(rows.ids), time.perf_counter() - started)
         if not np.isfinite(logits).all():  # a link would hide it: a clip of infinity looks like a prediction
             raise ArithmeticError("the score graph gave a logit that is not finite")
         return logits
@@ -110,6 +120,12 @@ class Runtime:
         size.observe(len(rows.ids))
         seconds.observe(time.perf_counter() - started)
         return answers
+
+
+def _score(alive: "weakref.ref[Runtime]", rows: EncodedRows) -> Scored:
+    loaded = alive()
+    assert loaded is not None  # whoever waits for the rows holds it
+    return loaded.score(rows)
 
 
 def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> Runtime:

@@ -4,6 +4,7 @@ import msgspec
 
 from bundle import EncodedRows
 from service.batcher import Scored
+from service.messages import Reply
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -14,7 +15,7 @@ def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[EncodedRows, 
     return loaded.encode(asked.table), asked.logits
 
 
-def answer(loaded: Runtime, scored: Scored, *, logits: bool) -> bytes:
+def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:
     """The answer to one request, as `messages.PredictAnswer` describes it."""
     loaded.count_request("predict", len(scored.predictions))
     said = {**loaded.identity, "predictions": scored.predictions}
@@ -22,10 +23,4 @@ def answer(loaded: Runtime, scored: Scored, *, logits: bool) -> bytes:
         said["logits"] = scored.logits
     unknown = enumerate(scored.unknown) if any(scored.unknown) else ()
     said["unknown"] = [{"instance": at, "fields": fields} for at, fields in unknown if fields]
-    return msgspec.json.encode(said)
-
-
-def predict(loaded: Runtime, raw: bytes, settings: Settings) -> bytes:
-    """A whole request at once, in runs of its own."""
-    rows, logits = read(loaded, raw, settings)
-    return answer(loaded, loaded.score(rows), logits=logits)
+    return Reply(msgspec.json.encode(said))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bundle.session import Provider
@@ -43,6 +43,14 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
     )
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
+    admin: bool = Field(
+        default=False, description="true lets requests load and unload models: from this machine, or with admin_key"
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="the key that such requests then have to give, wherever they are from; best as a variable",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "

@@ -1,0 +1,70 @@
+"""The body of a request, as it comes from an ASGI server: how long it may be, and how it may be compressed."""
+
+import zlib
+from typing import Final, NamedTuple
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable
+
+GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
+
+
+class Announced(NamedTuple):
+    """What the head of a request says of its body: its length, its compression as zlib knows it (0: none), and, for
+    tensors, the length of the JSON before the binary data."""
+
+    length: int
+    coding: int
+    header_length: int | None
+
+
+def announced(scope: Scope) -> Announced:
+    """Raises BodyEncoded for an encoding that is not known here."""
+    length, coding, header_length = 0, 0, None
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            length = int(value[:20])
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            if value.lower() not in CODINGS:
+                raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip or deflate")
+            coding = CODINGS[value.lower()]
+        elif name == b"inference-header-content-length":
+            if not value.isdigit():
+                raise BodyUnreadable("Inference-Header-Content-Length is no number of bytes")
+            header_length = int(value[:20])
+    return Announced(length, coding, header_length)
+
+
+async def received(receive: Receive, length: int, *, limit: int) -> bytes:
+    """The body, of any Content-Type. Raises BodyTooLarge as soon as it is known to be."""
+    chunks: list[bytes] = []
+    free, more = limit, length <= limit
+    while more and free >= 0:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        free, more = free - len(chunks[-1]), message.get("more_body", False)
+    if length > limit or free < 0:
+        raise BodyTooLarge(f"a body may have {limit} bytes")
+    return b"".join(chunks)
+
+
+def inflate(raw: bytes, coding: int = GZIP, *, limit: int) -> bytes:
+    """A compressed body as it was; stops at `limit` bytes, however many more it would make.
+
+    Raises BodyTooLarge there, and BodyUnreadable where the body is not one whole member (of gzip) or stream (of zlib).
+    """
+    inflater = zlib.decompressobj(coding)
+    try:
+        inflated = inflater.decompress(raw, limit + 1)
+    except zlib.error:
+        raise BodyUnreadable("the body is not compressed as Content-Encoding says") from None
+    if len(inflated) > limit:
+        raise BodyTooLarge(f"a body may have {limit} bytes, inflated, too")
+    if not inflater.eof or inflater.unused_data:
+        raise BodyUnreadable("the body is not one whole gzip member, or zlib stream")
+    return inflated

@@ -1,0 +1,133 @@
+"""What one version has done in this process since it was loaded: counts and times, as Triton's statistics have them."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Final, Self
+
+NANOSECONDS: Final = 1e9
+
+
+@dataclass(slots=True)
+class Spent:
+    """How often something was done, and the seconds it took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, *, count: int = 1) -> None:
+        self.count += count
+        self.seconds += seconds
+
+    def as_json(self) -> dict[str, int]:
+        return {"count": self.count, "ns": round(self.seconds * NANOSECONDS)}
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Safe to write to and to read from many threads.
+
+    A run is one of the score graph, whoever asked for it; a request is a predict or an infer.
+    """
+
+    rows: int = 0
+    last: float = 0.0  # seconds since 1970 at which the last run ended
+    success: Spent = field(default_factory=Spent)
+    fail: Spent = field(default_factory=Spent)
+    queue: Spent = field(default_factory=Spent)
+    encode: Spent = field(default_factory=Spent)
+    infer: Spent = field(default_factory=Spent)
+    answer: Spent = field(default_factory=Spent)
+    runs: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
+    _lock: Lock = field(default_factory=Lock)
+
+    def request(self) -> "Stages":
+        """Times one request, from its whole body to its answer."""
+        return Stages(self)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """One run of the score graph over so many rows."""
+        with self._lock:
+            self.rows += rows
+            self.last = time.time()
+            self.runs[rows].add(seconds)
+
+    def succeeded(self, *, encode: float, queue: float, infer: float, answer: float) -> None:
+        """One request that was answered, and the seconds of its stages; a run that it shared counts in full."""
+        with self._lock:
+            self.success.add(encode + queue + infer + answer)
+            self.encode.add(encode)
+            self.queue.add(queue)
+            self.infer.add(infer)
+            self.answer.add(answer)
+
+    def failed(self, seconds: float) -> None:
+        """One request that was refused or failed once its body was there."""
+        with self._lock:
+            self.fail.add(seconds)
+
+    def as_json(self) -> dict[str, object]:
+        """The keys of Triton's `model_stats` that count and time."""
+        with self._lock:
+            runs = sorted(self.runs.items())
+            stages = {
+                "success": self.success,
+                "fail": self.fail,
+                "queue": self.queue,
+                "compute_input": self.encode,
+                "compute_infer": self.infer,
+                "compute_output": self.answer,
+                "cache_hit": Spent(),
+                "cache_miss": Spent(),
+            }
+            return {
+                "last_inference": round(self.last * 1000),
+                "inference_count": self.rows,
+                "execution_count": sum(run.count for _, run in runs),
+                "inference_stats": {name: spent.as_json() for name, spent in stages.items()},
+                "response_stats": {},
+                "batch_stats": [_of_size(rows, run) for rows, run in runs],
+            }
+
+
+class Stages:
+    """A context around one request, which counts as failed where an error leaves it."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._started = self._encoded = self._scored = time.perf_counter()
+        self._infer = 0.0
+
+    def encoded(self) -> None:
+        self._encoded = time.perf_counter()
+
+    def scored(self, seconds: float) -> None:
+        """The scores are there; `seconds` of the time since `encoded` were the run's."""
+        self._scored, self._infer = time.perf_counter(), seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        now = time.perf_counter()
+        if kind is not None:
+            self._statistics.failed(now - self._started)
+            return
+        self._statistics.succeeded(
+            encode=self._encoded - self._started,
+            queue=max(0.0, self._scored - self._encoded - self._infer),
+            infer=self._infer,
+            answer=now - self._scored,
+        )
+
+
+def _of_size(rows: int, run: Spent) -> dict[str, object]:
+    """Runs of one size. Encoding and answering happen request by request, outside the run: no time is theirs."""
+    outside = Spent(run.count).as_json()
+    return {
+        "batch_size": rows,
+        "compute_input": outside,
+        "compute_infer": run.as_json(),
+        "compute_output": outside,
+    }
