@@ -1,7 +1,9 @@
 """The only encoder: raw rows or columns in, global ids and values out. Training and the service both call it."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -74,27 +76,39 @@ class Encoder:
             _field_encoder(field, start, vocabularies)
             for field, start in zip(schema.fields, schema.starts, strict=True)
         )
-        self._unknown_S = np.concatenate(
-            [
-                np.full(field.kind.width, start + 1 if field.has_vocabulary else -1)
-                for field, start in zip(schema.fields, schema.starts, strict=True)
-            ]
-        )
-        self._first_slots = np.array([slots.start for slots in schema.slots])
+        self._choose(range(len(schema.fields)))
+
+    def only(self, names: Collection[str]) -> "Encoder":
+        """The same for some of the fields, in schema order: the same ids, in rows of their slots alone."""
+        some = copy.copy(self)
+        some._choose([position for position, name in enumerate(self.schema.names) if name in names])
+        return some
+
+    def _choose(self, positions: Sequence[int]) -> None:
+        fields, starts = ([each[f] for f in positions] for each in (self.schema.fields, self.schema.starts))
+        self.names = tuple(field.name for field in fields)
+        ends = list(accumulate((field.kind.width for field in fields), initial=0))
+        self._chosen = [
+            (field.name, slice(*span), self._fields[f])
+            for f, field, span in zip(positions, fields, pairwise(ends), strict=True)
+        ]
+        self._slots, self._first_slots = ends[-1], np.array(ends[:-1])
+        unknown = [start + 1 if field.has_vocabulary else -1 for field, start in zip(fields, starts, strict=True)]
+        self._unknown_S = np.repeat(unknown, [field.kind.width for field in fields])
 
     def rows(self, rows: Sequence[Row]) -> EncodedRows:
         """Encode a list of {field: raw value}. A field left out is missing; an unknown field name is an error."""
-        known = set(self.schema.names)
+        known = set(self.names)
         for instance, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InputError(expected="an object {field: value}", received=type_name(row), instance=instance)
             if not row.keys() <= known:
                 self._refuse_name(row, instance=instance)
-        return self._encode({name: [row.get(name) for row in rows] for name in self.schema.names}, len(rows))
+        return self._encode({name: [row.get(name) for row in rows] for name in self.names}, len(rows))
 
     def columns(self, columns: Mapping[str, Column]) -> EncodedRows:
         """Encode {field: B raw values}. A column left out is missing in every row."""
-        if not columns.keys() <= set(self.schema.names):
+        if not columns.keys() <= set(self.names):
             self._refuse_name(columns, instance=None)
         lengths = {name: len(column.codes if isinstance(column, Coded) else column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
@@ -116,8 +130,8 @@ class Encoder:
         return np.asarray(np.logical_or.reduceat(ids == self._unknown_S, self._first_slots, axis=1))
 
     def _encode(self, columns: Mapping[str, Column], count: int) -> EncodedRows:
-        encoded = _empty(count, sum(self.schema.widths))
-        for name, where, encoder in zip(self.schema.names, self.schema.slots, self._fields, strict=True):
+        encoded = _empty(count, self._slots)
+        for name, where, encoder in self._chosen:
             column = columns.get(name)
             if column is None:
                 column = Coded((), np.full(count, -1))
@@ -129,9 +143,9 @@ class Encoder:
         return encoded
 
     def _refuse_name(self, names: Mapping[str, Any], *, instance: int | None) -> None:
-        position, name = next((i, name) for i, name in enumerate(names) if name not in self.schema.names)
+        position, name = next((i, name) for i, name in enumerate(names) if name not in self.names)
         raise InputError(
-            expected=f"only the fields {', '.join(self.schema.names)}",
+            expected=f"only the fields {', '.join(self.names)}",
             received=f"an unknown field name at position {position}",
             instance=instance,
             value=name,

@@ -10,12 +10,14 @@ candidates. A batch of 1 is the one context.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+FEW = 4  # fields or slots that onnxruntime adds up faster one by one than as an axis in the middle
 
 
 class Sides(NamedTuple):
@@ -96,8 +98,7 @@ class _Side(nn.Module):
             vectors_BSK = vectors_BSK * values_BS.unsqueeze(2)
         if max(self.widths, default=1) == 1:
             return vectors_BSK
-        # Sums, where `Model` multiplies by a matrix: onnxruntime takes a product for every row.
-        return torch.cat([slots.sum(1, keepdim=True) for slots in torch.split(vectors_BSK, self.widths, 1)], 1)
+        return torch.stack([sum_fields(slots) for slots in torch.split(vectors_BSK, self.widths, 1)], 1)
 
 
 class FirstOrder(Part):
@@ -171,12 +172,22 @@ class SplitNetwork(Part):
 
 def pair_sum(e_BFK: Tensor) -> Tensor:
     """Σ_{f<g} e_f ⊙ e_g, [B, K], as Σ_g e_g ⊙ Σ_{f<g} e_f: no squares to cancel, so a large value costs no digits."""
-    return (e_BFK[:, 1:] * e_BFK.cumsum(1)[:, :-1]).sum(1)
+    if not 1 < e_BFK.shape[1] <= FEW:
+        return (e_BFK[:, 1:] * e_BFK.cumsum(1)[:, :-1]).sum(1)
+    before_BK, second_BK, *others = e_BFK.unbind(1)
+    pairs_BK = before_BK * second_BK
+    for last_BK, e_BK in pairwise((second_BK, *others)):
+        before_BK = before_BK + last_BK
+        pairs_BK = pairs_BK + before_BK * e_BK
+    return pairs_BK
 
 
-def sum_fields(vectors_NDK: Tensor) -> Tensor:
-    """Σ over the fields, [N, K]; of a single field no operation at all."""
-    return vectors_NDK.squeeze(1) if vectors_NDK.shape[1] == 1 else vectors_NDK.sum(1)
+def sum_fields(vectors_BFK: Tensor) -> Tensor:
+    """Σ over the fields, [B, K]."""
+    if not 0 < vectors_BFK.shape[1] <= FEW:
+        return vectors_BFK.sum(1)
+    first_BK, *others = vectors_BFK.unbind(1)
+    return sum(others, start=first_BK)
 
 
 def pairs_within(positions: Sequence[int], fields: int) -> list[int]:
