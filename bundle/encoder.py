@@ -85,7 +85,7 @@ class Encoder:
         return some
 
     def _choose(self, positions: Sequence[int]) -> None:
-        fields, starts = ([each[f] for f in positions] for each in (self.schema.fields, self.schema.starts))
+        fields = [self.schema.fields[f] for f in positions]
         self.names = tuple(field.name for field in fields)
         ends = list(accumulate((field.kind.width for field in fields), initial=0))
         self._chosen = [
@@ -93,8 +93,12 @@ class Encoder:
             for f, field, span in zip(positions, fields, pairwise(ends), strict=True)
         ]
         self._slots, self._first_slots = ends[-1], np.array(ends[:-1])
-        unknown = [start + 1 if field.has_vocabulary else -1 for field, start in zip(fields, starts, strict=True)]
-        self._unknown_S = np.repeat(unknown, [field.kind.width for field in fields])
+        self._unknown_S = np.concatenate(
+            [
+                np.full(field.kind.width, self.schema.starts[f] + 1 if field.has_vocabulary else -1)
+                for f, field in zip(positions, fields, strict=True)
+            ]
+        )
 
     def rows(self, rows: Sequence[Row]) -> EncodedRows:
         """Encode a list of {field: raw value}. A field left out is missing; an unknown field name is an error."""

@@ -103,3 +103,21 @@ def test_every_split_of_the_fields_gives_the_flat_logits(key: str, options: dict
         assert logits.shape == (N,)
         assert not candidate or expected.unique().numel() == N
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10 * float(expected.abs().max() + 1))
+
+
+def test_every_model_is_split_or_says_that_it_is_not() -> None:
+    whole = {key for key, model in MODELS.items() if build_default(model).split([1]) is None}
+    assert whole == {"hofm", "inn", "deep_cross", "fwnfm", "ensemble"}
+    assert whole | {key for key, _ in CASES} == set(MODELS)
+
+
+def build_default(model: type[Model]) -> Model:
+    return model(MIXED, model.Config()).eval()
+
+
+def test_a_side_that_no_field_has_and_training_are_refused() -> None:
+    model = build_default(MODELS["fm"])
+    with pytest.raises(ValueError, match=r"candidate: expected positions below 4, got \(1, 4\)"):
+        model.split([1, 4])
+    with pytest.raises(RuntimeError, match=r"call eval\(\) first"):
+        model.train().split([1])
