@@ -131,9 +131,9 @@ def test_top_k(client: Client) -> None:
 
 def test_a_field_in_neither_is_missing(client: Client) -> None:
     candidates = [{"app": "a1"}]
-    spelt = [{"app": "a1", "tags": None, "age": None}]
+    spelt = [{"app": "a1", "tags": None}]
     assert rank(client, context={"user": "u1"}, candidates=candidates) == rank(
-        client, context={"user": "u1"}, candidates=spelt
+        client, context={"user": "u1", "age": None}, candidates=spelt
     )
 
 
