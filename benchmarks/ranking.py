@@ -1,12 +1,12 @@
 """CPU time of a ranking: the context once (split) against whole rows (flat), and where the time goes.
 
-    python benchmarks/ranking.py                      # fm, nfm, afm, ifm with 1,000 candidates
-    python benchmarks/ranking.py --models fm --candidates 10000
+    python -m benchmarks.ranking                      # fm, nfm, afm, ifm with 1,000 candidates
+    python -m benchmarks.ranking --models fm --candidates 10000
 
 Ten categorical fields of a made-up log, one of them the item's, K = 64, one thread, all in this process and by turns;
 medians of CPU microseconds. `graphs` is encoded rows to logits. `whole` is the bytes of a body to those of its answer,
 as the endpoint makes them, without HTTP: of :predict with N instances of ten fields, of :rank on the flat path, and on
-the split path with its candidates as rows and as columns. `read` and `encode` are two parts of the last two.
+the split path with its candidates as rows and as columns. `read` and `encode` are parts of these two.
 """
 
 import argparse
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "afm": {"attention_dim": 16},
     "ifm": {"fen_layers": [256]},
 }
-COLUMNS = ("graphs flat", "split", "whole predict", "flat", "rows", "columns", "read rows", "columns", "encode rows")
+COLUMNS = ("graphs flat", "split", "whole predict", "flat", "rows", "columns", "read rows", "columns", "encode")
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
             lambda: _rank(split, of_columns, settings),
             lambda: messages.read(RankRequest, of_rows, fields=split.schema.names),
             lambda: messages.read(RankRequest, of_columns, fields=split.schema.names),
-            lambda: ranking.of_candidate.rows(candidates),
+            lambda: ranking.of_candidate.columns({item: items}),
         ],
         repeat,
     )

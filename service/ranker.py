@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, InputError
 from service.errors import BodyRefused, Refusal, refusal_of
-from service.messages import Explanation, Instance, RankAnswer, Ranked, RankRequest, check_count, length
+from service.messages import Columns, Explanation, Instance, RankAnswer, Ranked, RankRequest, check_count, length
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -59,7 +59,8 @@ def _logits(
         and set(of_candidates) <= set(ranking.of_candidate.names)
     ):
         context = _encode_context(ranking.of_context, request.context)
-        return "split", loaded.rank(context, _encode_candidates(ranking.of_candidate, request))
+        candidates = ranking.of_candidate.columns(_columns(request, ranking.of_candidate.names))
+        return "split", loaded.rank(context, candidates)
     context, rows = _encode_context(loaded.encoder, request.context), _encode_candidates(loaded.encoder, request)
     for name in request.context:
         slots = loaded.schema.slots[loaded.schema.names.index(name)]
@@ -102,6 +103,13 @@ def _encode_candidates(encoder: Encoder, request: RankRequest) -> EncodedRows:
     if request.candidates is not None:
         return encoder.rows(request.candidates)
     return encoder.columns(request.columns or {})
+
+
+def _columns(request: RankRequest, names: Collection[str]) -> Columns:
+    """The candidates as columns; `names` are all the fields that any of them has."""
+    if request.candidates is not None:
+        return {name: [row.get(name) for row in request.candidates] for name in names}
+    return request.columns or {}
 
 
 def _candidate(request: RankRequest, index: int) -> Instance:
