@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import Categorical, EncodedRows, Encoder, InputError, Multi
-from bundle.encoder import LARGEST, Column
+from bundle.rows import Column
 from bundle.schema import FittedField
+from bundle.values import LARGEST
 from service.errors import BodyRefused, Refusal
 from service.messages import check_count
 from service.tensors import BYTES, DTYPES, Tensor
