@@ -8,7 +8,7 @@ LOGIT_ERRORS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 class Metrics:
-    """The metrics of one app, in a registry of its own. `endpoint` is predict, explain, rank, models or model."""
+    """The metrics of one app, in a registry of its own. `endpoint` is one of docs/http-api.md's."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -6,7 +6,7 @@ behind the values of a row that has fewer than n.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ class Signature:
             raise BodyRefused(Refusal(key=name, expected=expected, received="another shape"))
         return tensor.data.reshape(tensor.shape)
 
-    def _check(self, fits: NDArray[np.bool_], name: str, expected: Any) -> None:
+    def _check(self, fits: NDArray[np.bool_], name: str, expected: Callable[[int], str]) -> None:
         if fits.all():
             return
         row, slot = np.argwhere(~fits)[0].tolist()

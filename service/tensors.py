@@ -190,7 +190,7 @@ def _of_json(tensor: InputTensor, data: list[Any], place: str) -> Data:
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused where it is used
             return np.array(flat, DTYPES[tensor.datatype])
     except OverflowError:
-        raise _refused(f"{place}.data", f"integers of {tensor.datatype}", "one beyond") from None
+        raise _refused(f"{place}.data", f"numbers that {tensor.datatype} can hold", "another") from None
 
 
 def _flat(data: list[Any], shape: Sequence[int], place: str) -> list[Any]:
