@@ -55,11 +55,11 @@ class Model:
             raise NotReady(f"no version of {self.name} can serve: {self.reasons}")
         if version is None:
             return next(iter(self.serving.values()))
+        if version in self.serving:
+            return self.serving[version]
         if version in self.rejected:
             raise NotReady(f"version {version} of {self.name} was refused: {self.rejected[version]}")
-        if version not in self.serving:
-            raise NotFound(f"{self.name} has the versions {', '.join(self.serving)}")
-        return self.serving[version]
+        raise NotFound(f"{self.name} has the versions {', '.join(self.serving)}")
 
     @property
     def reasons(self) -> str:
@@ -89,8 +89,8 @@ class Catalog:
     def apply(self, command: Command) -> None:
         """Carry out a command, however long it takes, one at a time.
 
-        Raises NotFound where there is no such model, and NotReady where its highest version was refused; whatever of it
-        could be loaded then serves all the same, and what served before is never given up for nothing.
+        Raises NotFound where there is no such model, and NotReady where its highest version was refused. Lower ones
+        serve all the same; where none could be loaded, what served before goes on.
         """
         with self._change:
             if command.action == "unload":
