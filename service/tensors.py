@@ -158,17 +158,18 @@ def _of_binary(tensor: InputTensor, binary: memoryview, place: str) -> Data:
 
 def _texts(binary: memoryview, count: int, place: str) -> list[str | None]:
     texts: list[str | None] = []
-    start = 0
+    whole, unpack, start = bytes(binary), LENGTH.unpack_from, 0
     try:
-        while start < len(binary) and len(texts) < count:
-            (length,) = LENGTH.unpack_from(binary, start)
-            start += LENGTH.size + length
-            texts.append(str(binary[start - length : start], "utf-8"))
+        while start < len(whole) and len(texts) < count:
+            (length,) = unpack(whole, start)
+            end = start + LENGTH.size + length
+            texts.append(whole[start + LENGTH.size : end].decode())
+            start = end
     except struct.error:
         raise _refused(place, "a length of 4 bytes before each element", "fewer bytes") from None
     except UnicodeDecodeError:
         raise _refused(place, "text in UTF-8", "other bytes", instance=len(texts)) from None
-    if len(texts) != count or start != len(binary):
+    if len(texts) != count or start != len(whole):
         raise _refused(place, f"{count} elements for its shape", "more or fewer bytes than they have")
     return texts
 

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from msgspec import Struct
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -21,7 +22,7 @@ from bundle.schema import Categorical, Hash, Multi, Numeric
 from bundle.session import Session
 from bundle.values import LARGEST
 from models import MODELS, Layout, Model
-from service import messages, metrics, settings
+from service import messages, metrics, oip_messages, settings
 from service.app import create_app
 from service.errors import KINDS, Problem, Refusal
 from service.routes import ACTIONS
@@ -100,7 +101,7 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    paths = create_app(Settings()).openapi()["paths"]
+    paths = create_app(Settings(admin=True)).openapi()["paths"]
     expected = [(f"`{method.upper()} {path}`",) for path, methods in paths.items() for method in methods]
     assert len(expected) > 10
     assert undocumented(expected, doc("http-api.md")) == []
@@ -113,6 +114,15 @@ def test_every_key_of_a_message_is_documented() -> None:
     prose = written + " ".join(blocks(doc("http-api.md"), "json"))
     assert len(keys) > 50
     assert sorted(key for key in keys if not re.search(rf"\b{key}\b", prose)) == []
+
+
+def test_every_key_of_a_tensor_message_is_documented() -> None:
+    messages = [each for each in vars(oip_messages).values() if isinstance(each, type) and issubclass(each, Struct)]
+    keys = {name for message in messages for name in message.__struct_fields__}
+    assert len(keys) > 30
+    text = doc("http-api.md")
+    section = text[text.index("## Open Inference Protocol") : text.index("## Health")]
+    assert sorted(key for key in keys if not re.search(rf"\b{key}\b", section)) == []
 
 
 def is_message(thing: object) -> bool:

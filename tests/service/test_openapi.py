@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 from httpx import Client
 
+from service.app import create_app
 from service.errors import MEDIA_TYPE
+from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,19 @@ def test_every_example_is_answered(client: Client, described: dict[str, Any]) ->
 
 def test_refusals_are_described_as_problem_documents(described: dict[str, Any]) -> None:
     for _, path, operation in operations(described):
-        if path.startswith("/v2"):
-            continue
         refusals = [answer for status, answer in operation["responses"].items() if status != "200"]
+        if path.startswith("/v2"):
+            schemas = [answer["content"]["application/json"]["schema"] for answer in refusals]
+            assert schemas == [{"$ref": "#/components/schemas/OipError"}] * 2
+            continue
         assert all(set(answer["content"]) == {MEDIA_TYPE} for answer in refusals)
         assert refusals or path in {"/livez", "/metrics"}
+
+
+def test_loads_and_unloads_are_described_where_they_can_be_done(described: dict[str, Any]) -> None:
+    control = {f"/v2/repository/models/{{model}}/{action}" for action in ("load", "unload")}
+    assert not control & set(described["paths"])
+    assert control < set(create_app(Settings(admin=True)).openapi()["paths"])
 
 
 def test_every_reference_is_there(described: dict[str, Any]) -> None:
