@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import errors, oip, openapi, routes
+from service import errors, oip, openapi, repository, routes
 from service.catalog import Catalog
 from service.errors import ServiceError
 from service.front import Front, is_verb
@@ -51,7 +51,8 @@ def create_app(settings: Settings) -> Service:
         redirect_slashes=False,
     )
     app.include_router(routes.router(catalog, metrics))
-    app.include_router(oip.router(catalog, settings, catalog.apply))
+    app.include_router(oip.router(catalog, settings))
+    app.include_router(repository.router(catalog, settings, catalog.apply))
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(Front(catalog, settings), metrics)
     app.add_exception_handler(ServiceError, _refuse)

@@ -5,10 +5,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import oip
+from service import oip_document
 from service.catalog import Catalog
 from service.errors import MEDIA_TYPE
 from service.messages import Instance
+from service.repository import REPOSITORY
 from service.runtime import VERBS, Runtime, Verb
 
 
@@ -19,7 +20,7 @@ def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]
     def document() -> dict[str, Any]:
         described = plain()
         _name_problems(described)
-        described["components"]["schemas"] |= oip.schemas()
+        described["components"]["schemas"] |= oip_document.schemas()
         serving = [model for model in catalog.models.values() if model.serving]
         if serving:
             _add_examples(described, serving[0].version(None))
@@ -71,5 +72,5 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
             for verb in VERBS:
                 if path.endswith((f":{verb}", f"/{verb}")):
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
-            if path.startswith(oip.REPOSITORY):
+            if path.startswith(REPOSITORY):
                 operation["requestBody"]["content"]["application/json"]["example"] = {}

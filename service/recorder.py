@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import answer
@@ -40,8 +40,14 @@ class Record:
         }
 
 
+def record_of(request: Request) -> Record:
+    """The record of a request that has come through a Recorder."""
+    record: Record = request.state.record
+    return record
+
+
 class Recorder:
-    """Pure ASGI middleware. A route finds its Record in `request.state.record`."""
+    """Pure ASGI middleware. A route finds its Record with `record_of`."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

@@ -25,7 +25,7 @@ from service.messages import (
     Ready,
 )
 from service.metrics import Metrics
-from service.recorder import Record
+from service.recorder import record_of
 from service.runtime import Verb
 
 
@@ -81,7 +81,7 @@ def _describe_verbs(routes: APIRouter) -> None:
 def _add_models(routes: APIRouter, catalog: Catalog) -> None:
     def list_models(request: Request) -> Response:
         """The names of all models, ready or not."""
-        _record(request).endpoint = "models"
+        record_of(request).endpoint = "models"
         return _json(_encoded(ModelsAnswer(models=list(catalog.models))))
 
     def show_model(request: Request, model: str) -> Response:
@@ -127,14 +127,9 @@ def _add_health(routes: APIRouter, catalog: Catalog, metrics: Metrics) -> None:
     routes.add_api_route("/metrics", show_metrics, response_class=Response, responses={200: text})
 
 
-def _record(request: Request) -> Record:
-    record: Record = request.state.record
-    return record
-
-
 def _find(request: Request, endpoint: str, catalog: Catalog, name: str) -> Model:
     """The model, noted in the request's record once the name is known to be one of ours."""
-    record = _record(request)
+    record = record_of(request)
     record.endpoint = endpoint
     model = catalog.find(name)
     record.model = model.name
