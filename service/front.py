@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from bundle import InputError
 from service import errors, scorer
 from service.catalog import Catalog
-from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, ServiceError
+from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, BodyUnsupported, ServiceError
 from service.explainer import explain
 from service.ranker import rank
 from service.recorder import Record
@@ -33,6 +33,8 @@ ADDRESS: Final = re.compile(
 )
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
 GZIP: Final = 16 + zlib.MAX_WBITS
+JSON: Final = b"application/json"
+ARROW: Final = b"application/vnd.apache.arrow.stream"
 ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {
     "predict": scorer.predict,
     "explain": explain,
@@ -57,15 +59,18 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            content = await self._answer(scope, receive, **scope["path_params"])
+            content, media_type = await self._answer(scope, receive, **scope["path_params"])
         except (ServiceError, InputError) as error:
             await errors.refused(error)(scope, receive, send)
             return
-        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
+        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", media_type)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb) -> bytes:
+    async def _answer(
+        self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb
+    ) -> tuple[bytes, bytes]:
+        """The content of an answer and its media type."""
         record: Record = scope["state"]["record"]
         record.endpoint = verb
         known = self._catalog.find(model)
@@ -73,13 +78,20 @@ class Front:
         loaded = known.version(version)
         record.version = loaded.manifest.version
         limit = self._settings.max_body_bytes
-        compressed, length = _announced(scope)
-        raw = await _body(receive, length, limit=limit)
-        if compressed:
-            return await self._in_thread(lambda: ACTS[verb](loaded, inflate(raw, limit=limit), self._settings))
-        if verb == "predict" and len(raw) <= INLINE_BYTES:
-            return await self._predict(loaded, raw, receive)
-        return await self._in_thread(lambda: ACTS[verb](loaded, raw, self._settings))
+        announced = _announced(scope)
+        if announced.arrow and verb != "predict":
+            raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
+        raw = await _body(receive, announced.length, limit=limit)
+        if verb == "predict" and len(raw) <= INLINE_BYTES and not (announced.compressed or announced.arrow):
+            return await self._predict(loaded, raw, receive), JSON
+
+        def act() -> bytes:
+            body = inflate(raw, limit=limit) if announced.compressed else raw
+            if announced.arrow:
+                return _predict_arrow(loaded, body, self._settings, as_arrow=announced.arrow_answer)
+            return ACTS[verb](loaded, body, self._settings)
+
+        return await self._in_thread(act), ARROW if announced.arrow and announced.arrow_answer else JSON
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         return await to_thread.run_sync(act, limiter=self._turns)
@@ -113,9 +125,29 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def _announced(scope: Scope) -> tuple[bool, int]:
-    """Whether the body is said to be gzip, and how long it is said to be. Raises BodyEncoded for other encodings."""
-    compressed, length = False, 0
+def _predict_arrow(loaded: Runtime, raw: bytes, settings: Settings, *, as_arrow: bool) -> bytes:
+    try:
+        from service.arrow import scorer as arrow  # with the first stream: pyarrow is large, and may not be there
+    except ImportError:
+        sentence = (
+            "pyarrow is not installed where the service runs (pip install -e '.[arrow]' in its folder): send JSON"
+        )
+        raise BodyUnsupported(sentence) from None
+    return arrow.predict(loaded, raw, settings, as_arrow=as_arrow)
+
+
+class _Announced(NamedTuple):
+    """What the head of a request says of its body, and whether the answer to an Arrow stream may be one, too."""
+
+    compressed: bool
+    length: int
+    arrow: bool
+    arrow_answer: bool
+
+
+def _announced(scope: Scope) -> _Announced:
+    """Raises BodyEncoded for another encoding than gzip."""
+    compressed, length, arrow, arrow_answer = False, 0, False, False
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             length = int(value[:20])
@@ -123,7 +155,11 @@ def _announced(scope: Scope) -> tuple[bool, int]:
             if value.lower() not in (b"gzip", b"x-gzip"):
                 raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip")
             compressed = True
-    return compressed, length
+        elif name == b"content-type":
+            arrow = value.lower().startswith(ARROW)
+        elif name == b"accept":
+            arrow_answer = ARROW in value.lower()
+    return _Announced(compressed, length, arrow, arrow_answer)
 
 
 async def _body(receive: Receive, length: int, *, limit: int) -> bytes:
