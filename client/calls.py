@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
@@ -25,13 +25,14 @@ JSON: Final = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Call(Generic[T_co]):
-    """One request, and what becomes of an answer whose status is in `answers`."""
+    """One request, and what becomes of an answer whose status is in `answers`; `once`: it is never tried again."""
 
     path: str
     decode: Callable[[httpx.Response], T_co]
     content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     answers: frozenset[int] = frozenset({200})
+    once: bool = False
 
     @property
     def method(self) -> str:
@@ -42,7 +43,7 @@ class Call(Generic[T_co]):
         if self.content is None or len(self.content) <= over:
             return self
         headers = {**self.headers, "content-encoding": "gzip"}
-        return Call(self.path, self.decode, gzip.compress(self.content, 1), headers, self.answers)
+        return replace(self, content=gzip.compress(self.content, 1), headers=headers)
 
 
 def predict(model: str, rows: Rows, *, logits: bool, version: int | None) -> Call[PredictAnswer]:
@@ -72,7 +73,7 @@ def model(name: str, *, version: int | None) -> Call[ModelAnswer]:
 
 
 def health() -> Call[Health]:
-    return Call("/readyz", _health, answers=frozenset({200, 503}))
+    return Call("/readyz", _health, answers=frozenset({200, 503}), once=True)
 
 
 def address(model: str, version: int | None) -> str:

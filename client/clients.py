@@ -78,7 +78,7 @@ class Client:
         return self._run(calls.model(name, version=version))
 
     def health(self) -> Health:
-        """Whether every model has a version that serves. A service that is not ready is no error, nor tried again."""
+        """Whether every model has a version that serves; asked once. A service that is not ready is no error."""
         return self._run(calls.health())
 
     def close(self) -> None:

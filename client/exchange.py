@@ -68,7 +68,7 @@ def steps(
         if isinstance(outcome, httpx.Response) and outcome.status_code in call.answers:
             return call.decode(outcome)
         pause = _retry_after(outcome) + draw() * min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
-        if not _is_passing(outcome) or clock() + pause >= ends_at:
+        if call.once or not _is_passing(outcome) or clock() + pause >= ends_at:
             raise _error(outcome)
         yield Pause(pause)
     raise AssertionError("it is tried until it ends")

@@ -9,7 +9,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -18,6 +18,7 @@ UNANSWERED: Final = -1  # in place of a status: due, but not answered when the r
 PRECISE_SECONDS: Final = 2e-3  # a timer of the event loop may be so late: what is due sooner is waited for awake
 SEED: Final = 1
 END_OF_HEAD: Final = b"\r\n\r\n"
+JSON: Final = {"content-type": "application/json"}
 
 
 class Address(NamedTuple):
@@ -52,10 +53,11 @@ class Load:
             self.waited.append(seconds)
 
 
-def post(path: str, body: bytes, *, content_type: str = "application/json", host: str = "localhost") -> bytes:
+def post(path: str, body: bytes, *, headers: Mapping[str, str] = JSON) -> bytes:
     """A whole request with a body, as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
-    return f"{head}\r\n".encode() + body
+    said = {"host": "localhost", **headers, "content-length": str(len(body))}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in said.items())]
+    return "\r\n".join(lines).encode() + END_OF_HEAD + body
 
 
 async def closed(address: Address, request: bytes, *, connections: int, seconds: float) -> Load:

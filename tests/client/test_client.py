@@ -1,7 +1,10 @@
 """Both clients against a service that runs."""
 
 import asyncio
+import contextlib
 import inspect
+import io
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -197,3 +200,20 @@ def test_without_pyarrow_only_tables_are_missing(client: Client, monkeypatch: py
     assert client.predict("tiny-fm", ROWS).predictions
     with pytest.raises(ImportError):
         client.predict_arrow("tiny-fm", None)  # type: ignore[arg-type]
+
+
+def test_the_code_of_the_docs_runs(demo_folder: Path, started: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    with started("--bundles", str(demo_folder / "artifacts")) as (_, url):
+        printed = [printed_by(block.replace("http://127.0.0.1:8000", url)) for block in blocks]
+    assert [len(lines) for lines in printed] == [6, 1, 1]
+    assert printed[0][0].startswith("1 [0.")
+    assert printed[0][0].endswith(" [['user']]")
+    assert printed[0][-1].startswith("422 age 0 field 'age', row 0")
+
+
+def printed_by(code: str) -> list[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, {})
+    return said.getvalue().splitlines()

@@ -97,11 +97,15 @@ def test_health_is_asked_once() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.path)
+        if len(asked) > 1:
+            raise httpx.ConnectError("gone")
         return httpx.Response(503, content=b"down")
 
     with Client("http://service", transport=httpx.MockTransport(answer)) as client:
         assert client.health().reason == "the answer is no problem document"
-        assert asked == ["/readyz"]
+        with pytest.raises(Unreachable, match="gone"):
+            client.health()
+    assert asked == ["/readyz"] * 2
 
 
 def test_a_busy_service_is_asked_again_for_real() -> None:
