@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
@@ -78,20 +78,21 @@ class Front:
         loaded = known.version(version)
         record.version = loaded.manifest.version
         limit = self._settings.max_body_bytes
-        announced = _announced(scope)
-        if announced.arrow and verb != "predict":
+        compressed, length, arrow = _announced(scope)
+        if arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
-        raw = await _body(receive, announced.length, limit=limit)
-        if verb == "predict" and len(raw) <= INLINE_BYTES and not (announced.compressed or announced.arrow):
+        raw = await _body(receive, length, limit=limit)
+        if verb == "predict" and len(raw) <= INLINE_BYTES and not (compressed or arrow):
             return await self._predict(loaded, raw, receive), JSON
+        as_arrow = arrow and _accepts_arrow(scope)
 
         def act() -> bytes:
-            body = inflate(raw, limit=limit) if announced.compressed else raw
-            if announced.arrow:
-                return _predict_arrow(loaded, body, self._settings, as_arrow=announced.arrow_answer)
+            body = inflate(raw, limit=limit) if compressed else raw
+            if arrow:
+                return _predict_arrow(loaded, body, self._settings, as_arrow=as_arrow)
             return ACTS[verb](loaded, body, self._settings)
 
-        return await self._in_thread(act), ARROW if announced.arrow and announced.arrow_answer else JSON
+        return await self._in_thread(act), ARROW if as_arrow else JSON
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         return await to_thread.run_sync(act, limiter=self._turns)
@@ -136,30 +137,26 @@ def _predict_arrow(loaded: Runtime, raw: bytes, settings: Settings, *, as_arrow:
     return arrow.predict(loaded, raw, settings, as_arrow=as_arrow)
 
 
-class _Announced(NamedTuple):
-    """What the head of a request says of its body, and whether the answer to an Arrow stream may be one, too."""
+def _announced(scope: Scope) -> tuple[bool, int, bool]:
+    """Whether the body is said to be gzip, how long it is said to be, and whether it is said to be an Arrow stream.
 
-    compressed: bool
-    length: int
-    arrow: bool
-    arrow_answer: bool
-
-
-def _announced(scope: Scope) -> _Announced:
-    """Raises BodyEncoded for another encoding than gzip."""
-    compressed, length, arrow, arrow_answer = False, 0, False, False
+    Raises BodyEncoded for another encoding than gzip.
+    """
+    compressed, length, arrow = False, 0, False
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             length = int(value[:20])
+        elif name == b"content-type":
+            arrow = value.lower().startswith(ARROW)
         elif name == b"content-encoding" and value.lower() != b"identity":
             if value.lower() not in (b"gzip", b"x-gzip"):
                 raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip")
             compressed = True
-        elif name == b"content-type":
-            arrow = value.lower().startswith(ARROW)
-        elif name == b"accept":
-            arrow_answer = ARROW in value.lower()
-    return _Announced(compressed, length, arrow, arrow_answer)
+    return compressed, length, arrow
+
+
+def _accepts_arrow(scope: Scope) -> bool:
+    return any(name == b"accept" and ARROW in value.lower() for name, value in scope["headers"])
 
 
 async def _body(receive: Receive, length: int, *, limit: int) -> bytes:

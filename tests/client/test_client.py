@@ -183,7 +183,7 @@ def test_nobody_there_is_unreachable_by_the_deadline() -> None:
     started_at = time.monotonic()
     with Client("http://127.0.0.1:9", deadline=0.5) as client, pytest.raises(Unreachable, match="Connection refused"):
         client.models()
-    assert time.monotonic() - started_at < 1.0
+    assert time.monotonic() - started_at < 2.0
 
 
 @pytest.mark.parametrize("content", [b"<html>", b'{"model": 1}'])
