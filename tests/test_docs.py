@@ -26,8 +26,9 @@ from service.app import create_app
 from service.errors import KINDS, Problem, Refusal
 from service.routes import ACTIONS
 from service.settings import PREFIX, Settings
-from training import cli, recipe
+from training import recipe
 from training.graphs import write_graphs
+from training.parsers import command_line
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -35,7 +36,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
-PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": cli._parser().parse_args, "service": settings.load}
+PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": command_line().parse_args, "service": settings.load}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -127,7 +128,7 @@ def test_every_kind_of_problem_is_documented() -> None:
 
 def test_every_command_is_documented_with_its_flags() -> None:
     documented = {cells[0]: cells[2] for cells in rows(doc("configuration.md")) if cells[0].startswith("`python -m")}
-    commands = dict(subcommands(cli._parser()))
+    commands = dict(subcommands(command_line()))
     assert set(documented) == {f"`python -m training {name}`" for name in commands} | {"`python -m service`"}
     for name, parser in commands.items():
         flags = {action.option_strings[-1] for action in parser._actions if action.option_strings} - {"--help"}
