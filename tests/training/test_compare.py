@@ -248,8 +248,17 @@ def test_rows_of_different_data_are_not_compared_in_silence(bundles: Path) -> No
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[[row]]\nrecipe = "first.toml"\nseds = [1]', r"row\.0\.seds: .*known: recipe, name, seeds"),
-        ('[[row]]\nrecipe = "first.toml"\npublished = { rsme = 1.0 }', r"row\.0\.published\.rsme"),
+        (
+            '[[row]]\nrecipe = "first.toml"\nseds = [1]',
+            r"row\.0: unknown 'seds'; did you mean 'seeds'\? \(known: recipe, name",
+        ),
+        ("row = []\nrows = 1", r"top level: unknown 'rows'; did you mean 'row'"),
+        (
+            '[[row]]\nrecipe = "first.toml"\npublished = { rsme = 1.0 }',
+            r"row\.0\.published\.rsme: input should be 'rmse'",
+        ),
+        ('[[row]]\nrecipe = "first.toml"\nseeds = ["x"]', r"row\.0\.seeds\.0: input should be .*, got 'x'"),
+        ('[[row]]\nname = "x"', r"row\.0\.recipe: field required$"),
         ('[[row]]\nrecipe = "first.toml"\nseeds = [1, 1]', "first.toml has the same seed twice"),
         ('[[row]]\nrecipe = "absent.toml"', "cannot read the recipe"),
         ('[[row]]\nrecipe = "first.toml"\nwithout = ["usr"]', r"without: expected some .* \(user, app\), got 'usr'"),
