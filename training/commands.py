@@ -110,8 +110,11 @@ def run_tune(options: argparse.Namespace) -> None:
     output = options.output or options.recipe.with_name(f"{options.recipe.stem}-best.toml")
     database = options.study or Path("report") / f"{options.recipe.stem}.study.db"
     tuned = tune(options.recipe, Study(options=where(options), database=database, output=output))
+    say(f"wrote {output}: train it with  python -m training fit {output}")
     print(output)
-    _print_metrics({tuned.monitor: tuned.value}, as_json=False)
+    print(f"{tuned.monitor} {tuned.value:.4f}  best of {tuned.trials} trials: number {tuned.number}")
+    for key, value in tuned.chosen.items():
+        print(f"  {key} = {json.dumps(value)}")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
