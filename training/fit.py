@@ -102,6 +102,8 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     progress, model = saved.progress, learner.finished()
     if not progress.best_epoch:
         raise TrainingError(f"no epoch gave a finite {run.recipe.monitor}: lower fit.learning_rate")
+    kept = progress.curve[progress.best_epoch - 1][run.recipe.monitor]
+    say(f"kept epoch {progress.best_epoch} of {len(progress.curve)}: {run.recipe.monitor} {kept:.4f}")
     del learner  # its state is as large as the model, and a mapped file as the best weights
     saved.restore("best", model.state_dict())
     return Fitted(model.cpu().eval(), progress.curve, progress.best_epoch)

@@ -19,6 +19,7 @@ from training.commands import (
     run_verify,
 )
 from training.observers import add_log
+from training.recipe import METRICS
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -86,9 +87,13 @@ def _add_fit(subparsers: Any) -> None:
     parser.add_argument("--train", type=Path, help="instead of a recipe: training file")
     parser.add_argument("--validation", type=Path, help="validation file (default: a tenth of the training rows)")
     parser.add_argument("--label", help="the column to predict")
-    parser.add_argument("--model", choices=sorted(MODELS), help="default: fm")
+    parser.add_argument("--model", choices=list(MODELS), help="default: fm")
     parser.add_argument("--name", help="name of the served model (default: the model's key)")
-    parser.add_argument("--task", choices=["regression", "binary"], help="default: by the labels")
+    parser.add_argument(
+        "--task",
+        choices=list(METRICS),
+        help="default: by the labels; ranking wants --set data.user=A and --set 'data.item=[\"B\"]', too",
+    )
     add_field_map(parser)
     add_where(parser)
     add_log(parser)

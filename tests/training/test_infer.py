@@ -1,6 +1,7 @@
 """What is proposed for a log file: a kind for every column, or the reason to leave it out; a recipe that works."""
 
 import csv
+import re
 import tomllib
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from bundle.schema import Categorical, Kind, Multi, Numeric
+from models import MODELS
+from training.dataset import open_parts
 from training.draft import describe, render_recipe
 from training.errors import DataError
 from training.infer import Inferred, Proposal, infer
-from training.recipe import load
+from training.pipeline import field_kinds
+from training.recipe import METRICS, load
 from training.sources import open_source
 
 ROWS = 400
@@ -197,6 +201,23 @@ def test_the_recipe_is_one(tmp_path: Path) -> None:
         assert recipe.data.train.samefile(tmp_path / "log.csv")
         assert (recipe.name, recipe.task, recipe.data.label) == ("log", "binary", "bought?")
     assert list(found.fields) == [name for name in columns if name != "timestamp"]
+
+
+def test_the_recipe_offers_every_task_and_model(tmp_path: Path) -> None:
+    found = inferred(
+        tmp_path, "csv", member=pick("a", "b"), country=pick("DE", "FR"), app=pick(*"xyz"), price=pick(1, 2)
+    )
+    text = render_recipe(found, folder=tmp_path)
+    assert set(METRICS) == set(re.findall(r"\w+", text.split('task = "binary"  # ')[1].split("\n")[0]))
+    offered = text.split("# key: ")[1].split("\nkey = ")[0]
+    assert re.findall(r"\w+", offered) == list(MODELS)
+    ranked = (
+        text.replace('task = "binary"', 'task = "ranking"').replace("# user =", "user =").replace("# item =", "item =")
+    )
+    (tmp_path / "ranked.toml").write_text(ranked)
+    recipe = load(tmp_path / "ranked.toml")
+    assert (recipe.data.user, recipe.data.item) == ("member", ("app", "price"))
+    assert field_kinds(recipe, open_parts(recipe)[0]) == found.fields
 
 
 def test_the_recipe_of_a_libfm_file_names_its_field_map(tmp_path: Path) -> None:
