@@ -112,6 +112,7 @@ def _add_compare(subparsers: Any) -> None:
         Put recipes and bundles side by side: metrics, parameters, rows/s, training seconds, size, and a picture of the
         learning curves in report/. A recipe is trained first, unless a run of it on the same data is finished; a
         run that was stopped goes on from its checkpoint. So ctrl-C is safe: give the same command again.
+        Every run that ends writes a bundle, the next version in artifacts/<name>, which a service there will load.
 
         A table file says more: recipes, the seeds of each (mean and deviation are shown), and what was published.
           [[row]]

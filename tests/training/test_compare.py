@@ -105,6 +105,17 @@ def test_a_table_is_trained_seed_by_seed_and_kept(steps: tuple[Path, list[list[C
     assert [path.name for path in (folder / "checkpoints").iterdir() if "compare" in path.name] == []
 
 
+def test_every_run_writes_a_bundle_and_the_help_says_so(
+    steps: tuple[Path, list[list[Compared]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = sorted(str(path.parent) for path in (steps[0] / "artifacts").glob("*/*/manifest.json"))
+    assert written == sorted(result.bundle for each in steps[1][-1] for result in each.results)
+    assert len(written) == 3
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert "writes a bundle, the next version in artifacts/<name>" in capsys.readouterr().out
+
+
 def test_the_table_says_what_the_bundles_say(steps: tuple[Path, list[list[Compared]]]) -> None:
     compared = steps[1][-1]
     reports = [bundle.open(result.bundle).bundle.report for result in compared[0].results]
