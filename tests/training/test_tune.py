@@ -69,6 +69,19 @@ def study(tmp_path: Path) -> Study:
     return Study(options=options, database=tmp_path / "new" / "study.db", output=tmp_path / "best.toml")
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """The recipes that are tried: none is trained, all are refused."""
+    tried: list[Recipe] = []
+
+    def note(recipe: Recipe, options: Options) -> Trained:
+        tried.append(recipe)
+        raise TrainingError("noted")
+
+    monkeypatch.setattr(tuning, "train", note)
+    return tried
+
+
 def trials(study: Study) -> list[Any]:
     found: list[Any] = optuna.load_study(study_name=None, storage=f"sqlite:///{study.database}").trials
     return found
@@ -135,13 +148,7 @@ def test_a_search_of_the_recipe_beneath_is_not_in_what_is_written(recipe: Path, 
     assert "batch_size = 32  # smaller" in text
 
 
-def test_the_recipes_own_values_are_tried_first(recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Recipe] = []
-
-    def note(recipe: Recipe, options: Options) -> Trained:
-        seen.append(recipe)
-        raise TrainingError("noted")
-
+def test_the_recipes_own_values_are_tried_first(recipe: Path, study: Study, seen: list[Recipe]) -> None:
     recipe.write_text(
         RECIPE.replace('key = "lr"', 'key = "nfm"\nlayers = [8, 4]').replace("trials = 5", "trials = 4")
         + '"model.layers" = { choices = [[], [8, 4]] }\n'
@@ -152,7 +159,6 @@ def test_the_recipes_own_values_are_tried_first(recipe: Path, study: Study, monk
         + '"fit.l2.weight" = { low = 0.1, high = 0.2 }\n'  # the recipe has none
     )
     own = load(recipe)
-    monkeypatch.setattr(tuning, "train", note)
     with pytest.raises(TrainingError, match="none of 4"):
         tune(recipe, study)
     first, *others = seen
@@ -261,15 +267,7 @@ def test_a_refused_trial_counts_and_the_others_go_on(
     assert [trial.state for trial in trials(study)] == [FAIL] * 5
 
 
-def test_every_kind_of_dimension_reaches_the_recipe(
-    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-
-    def note(recipe: Recipe, options: Options) -> Trained:
-        seen.append(recipe)
-        raise TrainingError("noted")
-
+def test_every_kind_of_dimension_reaches_the_recipe(recipe: Path, study: Study, seen: list[Recipe]) -> None:
     recipe.write_text(
         RECIPE.replace('key = "lr"', 'key = "nfm"').replace("trials = 5", "trials = 25")
         + '"fit.batch_size" = { low = 32, high = 96, step = 32 }\n'
@@ -279,7 +277,6 @@ def test_every_kind_of_dimension_reaches_the_recipe(
         + '"model.batch_norm" = { choices = [true, false] }\n'
         + '"fields.user.kind" = { choices = ["categorical"] }\n'
     )
-    monkeypatch.setattr(tuning, "train", note)
     with pytest.raises(TrainingError, match="none of 25"):
         tune(recipe, study)
     assert {each.fit.batch_size for each in seen} == {32, 64, 96}
