@@ -27,8 +27,9 @@ from service.bench import cli as bench
 from service.errors import KINDS, Problem, Refusal
 from service.routes import ACTIONS
 from service.settings import PREFIX, Settings
-from training import cli, recipe
+from training import recipe
 from training.graphs import write_graphs
+from training.parsers import command_line
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -42,7 +43,7 @@ def parse_service(words: list[str]) -> object:
     return bench.parser().parse_args(words[1:]) if words[:1] == ["bench"] else settings.load(words)
 
 
-PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": cli._parser().parse_args, "service": parse_service}
+PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": command_line().parse_args, "service": parse_service}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -134,7 +135,7 @@ def test_every_kind_of_problem_is_documented() -> None:
 
 def test_every_command_is_documented_with_its_flags() -> None:
     documented = {cells[0]: cells[2] for cells in rows(doc("configuration.md")) if cells[0].startswith("`python -m")}
-    commands = {f"`python -m training {name}`": parser for name, parser in subcommands(cli._parser())}
+    commands = {f"`python -m training {name}`": parser for name, parser in subcommands(command_line())}
     commands["`python -m service bench`"] = bench.parser()
     assert set(documented) == {*commands, "`python -m service`"}
     for name, parser in commands.items():
