@@ -3,6 +3,8 @@
     python benchmarks/training.py                                          # everything: an hour
     python benchmarks/training.py --quick                                  # few rows, few rounds: some minutes
     python benchmarks/training.py --models afm --batches 2048 --threads 1
+    python benchmarks/training.py --models ifm afm --batches 2048 --threads auto
+    python benchmarks/training.py --device cuda
 
 The libraries take turns, an epoch each, so that a noisy machine is noisy for all of them; the first turn warms up. Each
 has a process of its own, and all have the same rows, batch, K = 64, attention 64, FEN 256, NFM layer 64, Adam, squared
@@ -11,133 +13,90 @@ its file is beside the repository, else made-up ones of its shape.
 
 The peers are installed by pip and git into a virtual environment of their own, which is kept for the next run. One that
 cannot be installed is left out, with the installer's error; without DeepCTR-Torch there is no benchmark. libFM knows fm
-only, has no batches and one thread.
+only, has no batches and one thread, and no GPU path.
+
+`--threads auto` is ours alone, taking turns with itself on one and on two threads, and is held to a bar: never under
+0.95 times the better of the two, and 1.3 times one thread for ifm and afm in batches of 2048.
+
+On a GPU the rows are repeated up to two million, ours runs in float32 and once more in bfloat16, and each figure is set
+beside the limit of the memory: the bytes that a step cannot do without, over those that a copy moves in the same run.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from peers.worker import Job
+from bandwidth import copy_bandwidth, share_of_limit, step_bytes
+from bars import auto_bar
+from peers.libraries import MODELS, OURS, Library, libraries
+from peers.process import Rate, Worker
+from peers.worker import AUTO, Job
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
-FRAPPE = HERE.parents[1] / "shared" / "data" / "frappe" / "train.parquet"
+FRAPPE = Path(__file__).resolve().parents[2] / "shared" / "data" / "frappe" / "train.parquet"
 FRAPPE_ROWS, FRAPPE_SIZES = 202_027, (957, 4082, 7, 7, 2, 3, 2, 9, 80, 233)
-LIBFM = "https://github.com/srendle/libfm"
-QUICK_ROWS, QUICK_ROUNDS = 20_480, 3
-INSTALL_SECONDS = 1800
+QUICK_ROWS, QUICK_ROUNDS, GPU_ROWS = 20_480, 3, 2_000_000
+BATCHES = {"cpu": [2048, 128], "cuda": [65_536, 2048]}
+THREADS = {"cpu": ["1", "2"], "cuda": ["1"]}
 UNITS = ("cpu", "wall")
-Rate = dict[str, float]  # rows per second of CPU ("cpu") and of the clock ("wall"), and peak memory ("mib")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Library:
-    """What `benchmarks/peers/<script>` trains, with the interpreter that it needs."""
-
-    name: str
-    script: str
-    models: tuple[str, ...]
-    python: Path = Path(sys.executable)
-    program: str = ""
+Rates = Mapping[str, list[Rate]]
 
 
 def main() -> None:
     options = _options()
-    libraries = _libraries(options.environment)
+    peers = libraries(options.environment, options.device) if set(options.threads) != {AUTO} else []
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.npz"
-        _save_rows(rows, options.data, QUICK_ROWS if options.quick else FRAPPE_ROWS)
-        print(f"{'model':<6}{'batch':>6}{'threads':>8}  {'library':<15}{'rows/CPU-s':>11}{'rows/s':>11}{'MiB':>7}")
+        sizes = _save_rows(rows, options.data, QUICK_ROWS if options.quick else None, repeat=options.device == "cuda")
+        limit = _head(options.device)
         for threads, model, batch in product(options.threads, options.models, options.batches):
-            job = Job(model=model, batch=batch, threads=threads, rows=str(rows), program="")
-            taking_part = [library for library in libraries if model in library.models]
-            rates = _measure(taking_part, job, QUICK_ROUNDS if options.quick else options.rounds)
-            _show(job, rates)
+            job = Job(model=model, batch=batch, threads=threads, rows=str(rows), device=options.device)
+            rates = _measure(_turns(job, peers), QUICK_ROUNDS if options.quick else options.rounds)
+            if limit:
+                _show_on_gpu(job, rates, limit, sizes)
+            elif threads == AUTO:
+                _show_auto(job, rates)
+            else:
+                _show(job, rates)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ["nfm", "ifm", "afm", "fm"]
-    parser.add_argument("--models", nargs="+", choices=models, default=models, help="default: all")
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=[2048, 128], help="rows of a batch (default: 2048 128)"
-    )
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: all")
+    parser.add_argument("--batches", nargs="+", type=int, help="rows (default: 2048 128, on a GPU 65536 2048)")
+    parser.add_argument("--threads", nargs="+", metavar="N|auto", help="default: 1 2, on a GPU 1")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--rounds", type=int, default=5, help="measured epochs of each library (default: 5)")
     quick = f"{QUICK_ROWS:,} rows and {QUICK_ROUNDS} rounds"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--data", type=Path, default=FRAPPE, help="a Parquet file of strings and a column 'label'")
     environment = Path(tempfile.gettempdir()) / "factorlens-peers"
     parser.add_argument("--environment", type=Path, default=environment, help=f"of the peers (default: {environment})")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.batches = options.batches or BATCHES[options.device]
+    options.threads = options.threads or THREADS[options.device]
+    if wrong := [given for given in options.threads if given != AUTO and not (given.isdecimal() and int(given))]:
+        parser.error(f"--threads: expected numbers from 1 on, or auto, got {wrong[0]!r:.80}")
+    if options.device == "cuda" and AUTO in options.threads:
+        parser.error("--threads auto chooses among CPU threads: leave it out with --device cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU here, so there is nothing to measure")
+    return options
 
 
-def _libraries(environment: Path) -> list[Library]:
-    """Ours first, then those that are to be had; the others are named, with the reason."""
-    models = ("nfm", "ifm", "afm", "fm")
-    ours = Library(name="factorlens", script="with_factorlens.py", models=models)
-    plain = Library(name="plain PyTorch", script="with_pytorch.py", models=models)
-    python = environment / "bin" / "python"
-    if not python.exists():
-        _must(_error_of(sys.executable, "-m", "venv", environment), "the peers' environment")
-    # The same torch for all, and first: a peer must not choose another.
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    _must(_error_of(*pip, f"torch=={torch.__version__.partition('+')[0]}"), "torch for the peers")
-    _must(_error_of(*pip, "deepctr-torch==0.3.0"), "DeepCTR-Torch")
-    found = [ours, Library(name="DeepCTR-Torch", script="with_deepctr.py", models=("nfm", "ifm", "afm"), python=python)]
-    if _had(_error_of(*pip, "fuxictr==2.3.10"), "FuxiCTR"):
-        found.append(Library(name="FuxiCTR", script="with_fuxictr.py", models=("nfm", "afm"), python=python))
-    source = environment / "libfm"
-    program = source / "bin" / "libFM"
-    if program.exists() or _had(
-        _error_of("git", "clone", "--quiet", "--depth", "1", LIBFM, source) or _error_of("make", "-C", source), "libFM"
-    ):
-        found.append(Library(name="libFM", script="with_libfm.py", models=("fm",), program=str(program)))
-    return [*found, plain]
+def _save_rows(to: Path, data: Path, most: int | None, *, repeat: bool) -> list[int]:
+    """Ids that count from 0 in every field, labels -1 and 1, in a random order; the fields' sizes.
 
-
-def _error_of(*command: str | Path) -> str:
-    """Run an installer; what it said in the end where it failed, else nothing."""
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    except subprocess.CalledProcessError as error:
-        return _last_lines(error.stderr or error.stdout) or f"exit status {error.returncode}"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return ""
-
-
-def _had(error: str, what: str) -> bool:
-    if error:
-        print(f"without {what}, which could not be installed:\n{error}\n")
-    return not error
-
-
-def _must(error: str, what: str) -> None:
-    if error:
-        raise SystemExit(f"{what} could not be installed:\n{error}")
-
-
-def _last_lines(text: str) -> str:
-    return "\n".join("    " + line for line in text.strip().splitlines()[-5:])
-
-
-def _save_rows(to: Path, data: Path, most: int) -> None:
-    """Ids that count from 0 in every field, labels -1 and 1, in a random order."""
+    `repeat` gives a GPU enough of them to be timed.
+    """
     draw = np.random.default_rng(2017)
     if data.exists():
         table = pq.read_table(data)
@@ -152,75 +111,80 @@ def _save_rows(to: Path, data: Path, most: int) -> None:
         sizes = list(FRAPPE_SIZES)
         ids = np.stack([draw.zipf(1.3, FRAPPE_ROWS) % size for size in sizes], 1)
         labels = draw.choice([-1, 1, -1], FRAPPE_ROWS).astype(np.float32)
-    order = draw.permutation(len(labels))[:most]
+    order = draw.permutation(len(labels))[: most or FRAPPE_ROWS]
+    if repeat:
+        order = np.resize(order, GPU_ROWS)
     np.savez(to, ids=ids[order], labels=labels[order], sizes=np.array(sizes))
     print(f"{len(order):,} rows, {len(sizes)} fields, {sum(sizes):,} features{'' if data.exists() else ', made up'}\n")
+    return sizes
 
 
-def _measure(libraries: Sequence[Library], job: Job, rounds: int) -> dict[str, list[Rate]]:
-    """The rates of every library in every round but the first."""
+def _turns(job: Job, peers: Sequence[Library]) -> dict[str, tuple[Library, Job]]:
+    """Who takes turns at a job: all that know the model, or ours with each count of threads."""
+    if job.threads == AUTO:
+        return {threads: (OURS, replace(job, threads=threads)) for threads in ("1", "2", AUTO)}
+    return {library.name: (library, job) for library in peers if job.model in library.models}
+
+
+def _measure(turns: Mapping[str, tuple[Library, Job]], rounds: int) -> dict[str, list[Rate]]:
+    """The rates of all that take turns, in every round but the first."""
     with ExitStack() as stack:
-        workers = {library.name: stack.enter_context(Worker(library, job)) for library in libraries}
+        workers = {name: stack.enter_context(Worker(library, job)) for name, (library, job) in turns.items()}
         rates: dict[str, list[Rate]] = {name: [] for name in workers}
-        what = f"{job.model}, batch {job.batch}, threads {job.threads}"
+        (_, job), *_ = turns.values()
+        what = f"{job.model}, batch {job.batch}"
         for _ in tqdm(range(1 + rounds), desc=what, leave=False, disable=None):
             for name, worker in workers.items():
                 rates[name].append(worker.epoch())
     return {name: found[1:] for name, found in rates.items()}
 
 
-class Worker:
-    """A library in a process of its own, which waits between two epochs."""
-
-    def __init__(self, library: Library, job: Job) -> None:
-        self._name = library.name
-        answers, write = os.pipe()
-        self._answers, self._said = os.fdopen(answers), tempfile.TemporaryFile("w+")  # noqa: SIM115
-        asked = json.dumps(asdict(replace(job, program=library.program)))
-        self._process = subprocess.Popen(
-            [library.python, HERE / "peers" / library.script, asked, str(write)],
-            stdin=subprocess.PIPE,
-            stdout=self._said,
-            stderr=self._said,
-            text=True,
-            pass_fds=(write,),
-            env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
-        )
-        os.close(write)
-
-    def __enter__(self) -> Self:
-        self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # the end of its input is the end of it
-        self._answers.close()
-        self._said.close()
-
-    def epoch(self) -> Rate:
-        assert self._process.stdin
-        self._process.stdin.write("epoch\n")
-        self._process.stdin.flush()
-        rate: Rate = self._answer()
-        return rate
-
-    def _answer(self) -> Any:
-        line = self._answers.readline()
-        if not line:
-            self._said.seek(0)
-            raise SystemExit(f"{self._name} failed:\n{_last_lines(self._said.read())}")
-        return json.loads(line)
+def _median(found: list[Rate], unit: str) -> float:
+    return statistics.median(rate[unit] for rate in found)
 
 
-def _show(job: Job, rates: dict[str, list[Rate]]) -> None:
+def _head(device: str) -> float | None:
+    """Print the columns; the bandwidth of a GPU's memory, measured here."""
+    case = f"{'model':<6}{'batch':>6}{'threads':>8}  {'library':<15}"
+    if device == "cpu":
+        print(f"{case}{'rows/CPU-s':>11}{'rows/s':>11}{'MiB':>7}")
+        return None
+    limit = copy_bandwidth(device)
+    print(f"{torch.cuda.get_device_name()}: a copy moves {limit / 1e9:,.0f} GB/s\n")
+    print(f"{case}{'rows/s':>13}{'MB a step':>11}{'of the limit':>13}")
+    return limit
+
+
+def _show(job: Job, rates: Rates) -> None:
     """Medians, and the median over rounds of how many times as fast ours was, per CPU-second and by the clock."""
     ours = next(iter(rates.values()))
     for name, found in rates.items():
-        cpu, wall, mib = (statistics.median(rate[unit] for rate in found) for unit in ("cpu", "wall", "mib"))
         times = [statistics.median(a[unit] / b[unit] for a, b in zip(ours, found, strict=True)) for unit in UNITS]
         faster = "" if found is ours else f"  {times[0]:.2f} x, {times[1]:.2f} x"
-        case = f"{job.model:<6}{job.batch:>6}{job.threads:>8}"
-        print(f"{case}  {name:<15}{cpu:>11,.0f}{wall:>11,.0f}{mib:>7,.0f}{faster}", flush=True)
+        print(_line(job, job.threads, name, found) + faster, flush=True)
+
+
+def _show_auto(job: Job, rates: Rates) -> None:
+    """Ours on one thread, on two, and on as many as it chose; and whether that is what it is held to."""
+    for threads, found in rates.items():
+        chosen = f", {found[0]['threads']:.0f}" if threads == AUTO else ""
+        print(_line(job, threads + chosen, OURS.name, found))
+    by_round = {threads: [rate["wall"] for rate in found] for threads, found in rates.items()}
+    print(auto_bar(job.model, job.batch, by_round), flush=True)
+
+
+def _show_on_gpu(job: Job, rates: Rates, limit: float, sizes: list[int]) -> None:
+    step = step_bytes(job.model, batch=job.batch, fields=len(sizes), features=sum(sizes))
+    for name, found in rates.items():
+        wall = _median(found, "wall")
+        share = share_of_limit(wall, batch=job.batch, step=step, bandwidth=limit)
+        case = f"{job.model:<6}{job.batch:>6}{job.threads:>8}  {name:<15}"
+        print(f"{case}{wall:>13,.0f}{step / 1e6:>11,.1f}{share:>13.1%}", flush=True)
+
+
+def _line(job: Job, threads: str, name: str, found: list[Rate]) -> str:
+    cpu, wall, mib = (_median(found, unit) for unit in ("cpu", "wall", "mib"))
+    return f"{job.model:<6}{job.batch:>6}{threads:>8}  {name:<15}{cpu:>11,.0f}{wall:>11,.0f}{mib:>7,.0f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m service`: settings, a socket, and uvicorn on it."""
+"""`python -m service`: settings, a socket, and uvicorn on it. `python -m service bench` measures one."""
 
 import gc
 import logging
@@ -10,6 +10,7 @@ import uvicorn
 
 from service import logs, settings
 from service.app import create_app
+from service.bench import cli as bench
 from service.settings import Settings, SettingsRefused
 
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, or they would meet a closed one
@@ -19,6 +20,8 @@ log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["bench"]:
+        return bench.main(arguments[1:])
     try:
         chosen = settings.load(arguments)
         listener = _bind(chosen)

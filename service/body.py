@@ -9,24 +9,32 @@ from starlette.types import Receive, Scope
 from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable
 
 GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+ARROW: Final = b"application/vnd.apache.arrow.stream"
 CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
 
 
 class Announced(NamedTuple):
-    """What the head of a request says of its body: its length, its compression as zlib knows it (0: none), and, for
-    tensors, the length of the JSON before the binary data."""
+    """What the head of a request says of its body: its length, its compression as zlib knows it (0: none), the length
+    of the JSON where tensors stand behind it, whether it is an Arrow stream, and whether the answer may be one."""
 
     length: int
     coding: int
     header_length: int | None
+    arrow: bool
+    accepts_arrow: bool
 
 
 def announced(scope: Scope) -> Announced:
     """Raises BodyEncoded for an encoding that is not known here."""
     length, coding, header_length = 0, 0, None
+    arrow = accepts_arrow = False
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             length = int(value[:20])
+        elif name == b"content-type":
+            arrow = value.lower().startswith(ARROW)
+        elif name == b"accept":
+            accepts_arrow = accepts_arrow or ARROW in value.lower()
         elif name == b"content-encoding" and value.lower() != b"identity":
             if value.lower() not in CODINGS:
                 raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip or deflate")
@@ -35,7 +43,7 @@ def announced(scope: Scope) -> Announced:
             if not value.isdigit():
                 raise BodyUnreadable("Inference-Header-Content-Length is no number of bytes")
             header_length = int(value[:20])
-    return Announced(length, coding, header_length)
+    return Announced(length, coding, header_length, arrow, accepts_arrow)
 
 
 async def received(receive: Receive, length: int, *, limit: int) -> bytes:

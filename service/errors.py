@@ -1,10 +1,11 @@
 """What a request can be refused for, as one tree, and the one table that gives each its HTTP status (RFC 9457).
 
 ServiceError
-├── BodyUnreadable     the body is not JSON
+├── BodyUnreadable     the body is not JSON, or not the Arrow stream it is said to be
 ├── BodyEncoded        the body is compressed in a way that is not known here
+├── BodyUnsupported    the body is an Arrow stream, and none is taken here
 ├── BodyTooLarge       the body has too many bytes
-├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
+├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
 ├── Forbidden          what is served may not be changed by this request
 ├── NotFound           no such model, or no such version of it
 ├── NotReady           the model is known, but no version of it can serve
@@ -59,11 +60,15 @@ class ServiceError(Exception):
 
 
 class BodyUnreadable(ServiceError):
-    """The body is not JSON."""
+    """The body is not JSON, or not the Arrow stream it is said to be."""
 
 
 class BodyEncoded(ServiceError):
     """The body has a Content-Encoding other than gzip and deflate."""
+
+
+class BodyUnsupported(ServiceError):
+    """The body is an Arrow stream, for a verb that takes none or where pyarrow is not installed."""
 
 
 class BodyTooLarge(ServiceError):
@@ -71,7 +76,7 @@ class BodyTooLarge(ServiceError):
 
 
 class BodyRefused(ServiceError):
-    """The body is JSON, but not what the endpoint takes."""
+    """The body can be read, but is not what the endpoint takes."""
 
     def __init__(self, *refusals: Refusal) -> None:
         first = refusals[0]
@@ -106,8 +111,9 @@ class _Kind(NamedTuple):
 
 
 KINDS: dict[type[Exception], _Kind] = {
-    BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body cannot be read"),
     BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in a way that is not known here"),
+    BodyUnsupported: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "An Arrow stream is not taken here"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
@@ -118,6 +124,7 @@ KINDS: dict[type[Exception], _Kind] = {
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
+    BodyUnsupported: {"accept": "application/json"},
     Overdue: {"retry-after": "1"},
 }
 

@@ -21,7 +21,7 @@ from service import body, errors, infer, scorer
 from service.batcher import Scored
 from service.body import Announced
 from service.catalog import Catalog
-from service.errors import ServiceError
+from service.errors import BodyUnsupported, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.ranker import rank
@@ -81,10 +81,18 @@ class Front:
         loaded = known.version(version)
         record.version = loaded.manifest.version
         announced = body.announced(scope)
+        if announced.arrow and verb != "predict":
+            raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
         if verb in ACTS:
             act = ACTS[verb]
             return Reply(await self._in_thread(lambda: act(loaded, self._inflated(raw, announced), self._settings)))
+        if announced.arrow:
+            return await self._in_thread(
+                lambda: _predict_arrow(
+                    loaded, self._inflated(raw, announced), self._settings, as_arrow=announced.accepts_arrow
+                )
+            )
         return await self._score(loaded, raw, announced, _form(verb, announced), receive)
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
@@ -144,3 +152,14 @@ async def _unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _predict_arrow(loaded: Runtime, raw: bytes, settings: Settings, *, as_arrow: bool) -> Reply:
+    try:
+        from service.arrow import scorer as arrow  # with the first stream: pyarrow is large, and may not be there
+    except ImportError:
+        sentence = (
+            "pyarrow is not installed where the service runs (pip install -e '.[arrow]' in its folder): send JSON"
+        )
+        raise BodyUnsupported(sentence) from None
+    return arrow.predict(loaded, raw, settings, as_arrow=as_arrow)

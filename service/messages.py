@@ -225,7 +225,7 @@ def read(kind: type[Request], raw: bytes, *, fields: Collection[str]) -> Request
         raise BodyRefused(*(_refusal(each, body, kind, fields) for each in found)) from None
 
 
-def check_count(count: int, *, limit: int, key: str) -> None:
+def check_count(count: int, *, limit: int, key: str | None = None) -> None:
     """Raise BodyRefused unless a batch has at least one row and at most `limit`."""
     if not 1 <= count <= limit:
         raise BodyRefused(Refusal(key=key, expected=f"1 to {limit} rows", received=f"{count} rows"))

@@ -42,6 +42,7 @@ ACTIONS: Final[dict[Verb, Action]] = {
     "explain": Action(ExplainRequest, ExplainAnswer, "Say what each field and pair contributed to a score"),
     "rank": Action(RankRequest, RankAnswer, "Order candidates for one context"),
 }
+ARROW = "application/vnd.apache.arrow.stream"
 MODEL = "/v1/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
@@ -65,6 +66,7 @@ def _describe_verbs(routes: APIRouter) -> None:
 
     for verb, action in ACTIONS.items():
         schema = action.request.model_json_schema()
+        more = {ARROW: {"schema": {"type": "string", "format": "binary"}}} if verb == "predict" else {}
         for path, endpoint, suffix in ((MODEL, of_default, ""), (VERSION, of_version, "_version")):
             routes.add_api_route(
                 f"{path}:{verb}",
@@ -73,8 +75,10 @@ def _describe_verbs(routes: APIRouter) -> None:
                 operation_id=verb + suffix,
                 summary=action.summary,
                 response_model=None,
-                responses={200: {"model": action.answer}, **_refusals("4XX", "503")},
-                openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+                responses={200: {"model": action.answer, "content": more}, **_refusals("4XX", "503")},
+                openapi_extra={
+                    "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more}
+                },
             )
 
 

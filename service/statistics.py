@@ -96,14 +96,15 @@ class Stages:
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        self._started = self._encoded = self._scored = time.perf_counter()
+        self._started = self._scored = time.perf_counter()
+        self._encoded: float | None = None
         self._infer = 0.0
 
     def encoded(self) -> None:
         self._encoded = time.perf_counter()
 
     def scored(self, seconds: float) -> None:
-        """The scores are there; `seconds` of the time since `encoded` were the run's."""
+        """The scores are there; their runs took `seconds`, and the rest of the time since `encoded` was waiting."""
         self._scored, self._infer = time.perf_counter(), seconds
 
     def __enter__(self) -> Self:
@@ -114,9 +115,11 @@ class Stages:
         if kind is not None:
             self._statistics.failed(now - self._started)
             return
+        waited = max(self._scored - self._infer, self._started)
+        encoded = waited if self._encoded is None else min(self._encoded, waited)
         self._statistics.succeeded(
-            encode=self._encoded - self._started,
-            queue=max(0.0, self._scored - self._encoded - self._infer),
+            encode=encoded - self._started,
+            queue=waited - encoded,
             infer=self._infer,
             answer=now - self._scored,
         )

@@ -24,11 +24,13 @@ from bundle.values import LARGEST
 from models import MODELS, Layout, Model
 from service import messages, metrics, oip_messages, settings
 from service.app import create_app
+from service.bench import cli as bench
 from service.errors import KINDS, Problem, Refusal
 from service.routes import ACTIONS
 from service.settings import PREFIX, Settings
-from training import cli, recipe
+from training import recipe
 from training.graphs import write_graphs
+from training.parsers import command_line
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -36,7 +38,13 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
-PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": cli._parser().parse_args, "service": settings.load}
+
+
+def parse_service(words: list[str]) -> object:
+    return bench.parser().parse_args(words[1:]) if words[:1] == ["bench"] else settings.load(words)
+
+
+PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": command_line().parse_args, "service": parse_service}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -137,11 +145,12 @@ def test_every_kind_of_problem_is_documented() -> None:
 
 def test_every_command_is_documented_with_its_flags() -> None:
     documented = {cells[0]: cells[2] for cells in rows(doc("configuration.md")) if cells[0].startswith("`python -m")}
-    commands = dict(subcommands(cli._parser()))
-    assert set(documented) == {f"`python -m training {name}`" for name in commands} | {"`python -m service`"}
+    commands = {f"`python -m training {name}`": parser for name, parser in subcommands(command_line())}
+    commands["`python -m service bench`"] = bench.parser()
+    assert set(documented) == {*commands, "`python -m service`"}
     for name, parser in commands.items():
         flags = {action.option_strings[-1] for action in parser._actions if action.option_strings} - {"--help"}
-        assert set(re.findall(r"--[a-z-]+", documented[f"`python -m training {name}`"])) == flags
+        assert set(re.findall(r"--[a-z-]+", documented[name])) == flags
 
 
 def subcommands(parser: argparse.ArgumentParser, above: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("bundle", "models", "training", "service", "benchmarks")
+PROGRAMS = ("bundle", "models", "training", "service", "client", "benchmarks")
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "joblib", "marshal", "shelve", "dill", "cloudpickle"}
 
 DATA = ROOT.parent / "shared" / "data"

@@ -21,13 +21,17 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where training stands after `epoch` epochs; `curve` has one entry an epoch. Best epoch 0: none was finite."""
+    """Where training stands after `epoch` epochs; `curve` has one entry an epoch. Best epoch 0: none was finite.
+
+    `device` is cpu or cuda, and nothing in a checkpoint of before devices were kept.
+    """
 
     epoch: int
     best_epoch: int
     curve: list[dict[str, float]]
     threads: int
     fingerprint: dict[str, Any]
+    device: str = ""
 
 
 @dataclass(frozen=True)

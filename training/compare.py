@@ -22,6 +22,7 @@ from training.export import export
 from training.pipeline import Options, forget, train
 from training.progress import say
 from training.recipe import START, Metric, Recipe, load
+from training.refusals import refusal
 from training.results import Metrics, Result
 from training.start import open_source, origin_of
 
@@ -239,7 +240,4 @@ def _table(document: dict[str, Any], path: Path) -> Table:
     try:
         return Table.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = f" (known: {', '.join(Row.model_fields)})" if first["type"] == "extra_forbidden" else ""
-        raise RecipeError(f"table {str(path)!r}: {where}: {first['msg']}{known}, got {first['input']!r:.80}") from None
+        raise RecipeError(f"table {str(path)!r}: {refusal(error, Table)}") from None

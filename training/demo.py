@@ -3,6 +3,7 @@
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import bundle
 from bundle import Predictor, store
@@ -118,7 +119,7 @@ def check_port(port: int) -> None:
 
 def curl_lines(model: Predictor, *, port: int) -> str:
     """Requests made of the bundle's own example row: predict, explain and rank."""
-    rows, items = model.bundle.golden_rows, model.manifest.split.candidate
+    rows, items = [_readable(row) for row in model.bundle.golden_rows], model.manifest.split.candidate
     known = [not any(row) for row in model.encoder.unknown(model.encoder.rows(rows).ids).tolist()]
     whole = [row for row, all_known in zip(rows, known, strict=True) if all_known and row.keys() >= {*items}]
     context = {name: value for name, value in rows[0].items() if name not in items}
@@ -132,6 +133,17 @@ def curl_lines(model: Predictor, *, port: int) -> str:
     return "\n".join(
         ["", f"The service answers at http://127.0.0.1:{port} (documentation: /docs). Try:", "", *lines, ""]
     )
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """A drawn row as a person would write it: no value of a list twice, whole numbers."""
+    return {name: _written(value) for name, value in row.items()}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, list):
+        return [*dict.fromkeys(value)]
+    return round(value) if isinstance(value, float) else value
 
 
 def _trained_before(artifacts: Path, name: str, log: Path) -> Path | None:

@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import Kind, Multi, Numeric
+from models import MODELS
 from training.infer import Inferred, Proposal
+from training.recipe import METRICS
 
 
 def describe(inferred: Inferred) -> str:
@@ -35,17 +38,19 @@ def render_recipe(inferred: Inferred, *, folder: Path | None = None) -> str:
             *(f"# {line}" for line in _summary(inferred)),
             "",
             f"name = {_quoted(_recipe_name(source.path))}",
-            f"task = {_quoted(inferred.task)}  # regression | binary",
+            f"task = {_quoted(inferred.task)}  # {' | '.join(METRICS)}",
             "",
             "[data]",
             *data,
+            *_ranking_lines(inferred),
             '# validation = "…"  # another file; without one:',
             'split = { by = "fraction", fraction = 0.1 }  # fraction | column | group | time',
             "",
             "[fields]",
             *chain.from_iterable(_field_lines(proposal) for proposal in inferred.proposals),
             "[model]",
-            'key = "fm"  # lr | fm | nfm | afm | ifm',
+            *wrap(", ".join(MODELS), 110, initial_indent="# key: ", subsequent_indent="#   "),
+            'key = "fm"',
             "embedding_dim = 16",
             "",
             "[fit]",
@@ -75,6 +80,15 @@ def _cells(proposal: Proposal) -> tuple[str, ...]:
     return name, proposal.type, f"{proposal.distinct:,}", f"{proposal.missing:,}", kind, proposal.why
 
 
+def _ranking_lines(inferred: Inferred) -> Iterator[str]:
+    """What only a ranking reads, to be uncommented."""
+    fields = inferred.fields
+    users = [name for name, kind in fields.items() if kind.source == "user" and kind.kind == "categorical"]
+    items = [name for name, kind in fields.items() if kind.source == "item"]
+    yield f'# user = {_quoted([*users, "…"][0])}  # task = "ranking" wants to know who, and what:'
+    yield f"# item = {_quoted(items or ['…'])}"
+
+
 def _field_lines(proposal: Proposal) -> Iterator[str]:
     missing = f", {proposal.missing:,} missing" if proposal.missing else ""
     yield f"# {proposal.type}, {proposal.distinct:,} distinct{missing}: {proposal.why}"
@@ -99,8 +113,8 @@ def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
 
 
-def _quoted(value: str | int | bool) -> str:
-    """A TOML string, integer or boolean: as in JSON, but for the one control character that TOML wants escaped."""
+def _quoted(value: str | int | bool | list[str]) -> str:
+    """A TOML string, integer, boolean or list: as in JSON, but for one control character that TOML wants escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -73,8 +73,11 @@ def _start_bias(model: Model, value: float) -> None:
             torch.nn.init.constant_(module.bias, value)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where torch sees a GPU; asking for cuda where it does not is an error."""
+def choose_device(wanted: str, *, resumed: Checkpoint | None = None) -> torch.device:
+    """`auto` is CUDA where torch sees a GPU, but for a run that was started without; asking for cuda where torch sees
+    none is an error."""
+    if wanted == "auto" and resumed and resumed.progress.device == "cpu":
+        return torch.device("cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch sees no GPU here (choose --device cpu, or auto)")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -83,9 +86,9 @@ def choose_device(wanted: str) -> torch.device:
 def fit(run: Run, *, resume: bool) -> Fitted:
     """Train to the last epoch or until `patience` epochs brought nothing better; keep the best.
 
-    Every epoch ends in a checkpoint. On the CPU, with the same versions and thread count, a resumed run ends in the
-    same weights as one that was never stopped: all randomness of an epoch comes from (seed, epoch), and the learning
-    rate from the number of the step.
+    Every epoch ends in a checkpoint, and goes on from there on the same device. On the CPU, with the same versions and
+    thread count, a resumed run ends in the same weights as one that was never stopped: all randomness of an epoch comes
+    from (seed, epoch), and the learning rate from the number of the step.
     """
     check_labels(run)
     check_fit(run.recipe.fit, run.device)
@@ -99,6 +102,8 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     progress, model = saved.progress, learner.finished()
     if not progress.best_epoch:
         raise TrainingError(f"no epoch gave a finite {run.recipe.monitor}: lower fit.learning_rate")
+    kept = progress.curve[progress.best_epoch - 1][run.recipe.monitor]
+    say(f"kept epoch {progress.best_epoch} of {len(progress.curve)}: {run.recipe.monitor} {kept:.4f}")
     del learner  # its state is as large as the model, and a mapped file as the best weights
     saved.restore("best", model.state_dict())
     return Fitted(model.cpu().eval(), progress.curve, progress.best_epoch)
@@ -144,6 +149,7 @@ def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:
             curve=curve,
             threads=torch.get_num_threads(),
             fingerprint=run.fingerprint,
+            device=run.device.type,
         )
         saved = checkpoint.save(run.checkpoints, progress, learner.parts(), judged=learner.judged_part)
         for observer in run.observers:
@@ -217,13 +223,22 @@ def _saved(run: Run, *, resume: bool) -> Checkpoint | None:
             f"cannot resume: {', '.join(changed)} changed since the run in {run.checkpoints} was started "
             "(start again with --restart)"
         )
-    threads = saved.progress.threads
+    _refuse_other_machine(saved, run)
+    return saved
+
+
+def _refuse_other_machine(saved: Checkpoint, run: Run) -> None:
+    threads, device = saved.progress.threads, saved.progress.device
     if threads != torch.get_num_threads():
         raise TrainingError(
             f"cannot resume with {torch.get_num_threads()} threads: the run in {run.checkpoints} was started with "
             f"{threads}, and another count gives other weights (go on with --threads {threads})"
         )
-    return saved
+    if device not in ("", run.device.type):
+        raise TrainingError(
+            f"cannot resume on {run.device.type}: the run in {run.checkpoints} was started on {device}, and another "
+            f"device gives other weights (go on with --device {device}, or start again with --restart)"
+        )
 
 
 def _line(entry: dict[str, float], epochs: int, *, improved: bool) -> str:

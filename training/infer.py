@@ -27,26 +27,16 @@ SEPARATORS = "|;,"
 
 SIDES: dict[Side, frozenset[str]] = {
     "user": frozenset(
-        {"user", "member", "customer", "visitor", "viewer", "reader", "subscriber", "buyer", "account"}
-        | {"age", "gender", "sex", "occupation", "zip"}
+        {"user", "member", "customer", "visitor", "viewer", "reader", "listener", "player", "shopper", "buyer"}
+        | {"subscriber", "account", "person"}
+        | {"age", "gender", "sex", "occupation", "zip", "country", "city", "region"}
     ),
     "item": frozenset(
-        {
-            "item",
-            "app",
-            "movie",
-            "film",
-            "product",
-            "ad",
-            "song",
-            "track",
-            "artist",
-            "album",
-            "book",
-            "video",
-            "article",
-        }
-        | {"advertiser", "seller", "sku", "genre", "title", "category", "categories", "brand", "price"}
+        {"item", "app", "movie", "film", "episode", "product", "ad", "banner", "creative", "campaign", "offer"}
+        | {"song", "track", "artist", "album", "podcast", "book", "author", "video", "article", "page", "document"}
+        | {"game", "course", "recipe", "hotel", "restaurant", "listing", "director", "actor"}
+        | {"advertiser", "seller", "merchant", "vendor", "manufacturer", "brand", "sku", "asin", "isbn", "price"}
+        | {"genre", "tag", "topic", "title", "category", "categories", "subcategory", "subcategories"}
     ),
 }
 NO_IDS = frozenset({"age", "price"})

@@ -10,8 +10,10 @@ import torch
 
 from bundle import Encoder
 from bundle.schema import Kind
+from training import checkpoint
 from training.carry import Ids
 from training.catalogue import positives, with_sources
+from training.checkpoint import Checkpoint
 from training.dataset import Cache, Part, digest, open_parts, read
 from training.errors import RecipeError
 from training.export import Trained, course, export, package_versions
@@ -64,12 +66,18 @@ def _folder(recipe: Recipe, options: Options) -> Path:
     return options.checkpoints / (options.folder or recipe.name)
 
 
+def _unfinished(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run, or of its first step."""
+    return checkpoint.load(folder) or checkpoint.load(folder / FIRST_STEP)
+
+
 def train(recipe: Recipe, options: Options) -> Trained:
     """`run` without the export; the checkpoints stay."""
     torch.set_num_threads(1 if options.threads == "auto" else options.threads)
-    device, folder = choose_device(options.device), _folder(recipe, options)
+    folder = _folder(recipe, options)
     if options.restart:
         forget(recipe, options)
+    device = choose_device(options.device, resumed=_unfinished(folder) if options.resume else None)
     for unfinished in (folder, folder / FIRST_STEP):
         refuse_unfinished(unfinished, resume=options.resume)
     source = open_source(recipe)

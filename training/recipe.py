@@ -1,20 +1,20 @@
 """A typed, complete run configuration: data, fields, model, fit. An unknown key is an error, never a silent default."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bundle.manifest import RESERVED_NAMES, Name
-from bundle.schema import Categorical, Hash, Kind, Multi, Numeric, Strict
+from bundle.schema import Kind, Strict
 from models import MODELS
 from models.ensemble import Ensemble
 from training.errors import RecipeError
-from training.search import Dimension, Tune
+from training.refusals import message, refusal, unknown
+from training.search import Tune
 
 Task = Literal["regression", "binary", "ranking"]
 Metric = Literal["rmse", "mae", "auc", "log_loss", "calibration_error", "hr@10", "ndcg@10", "mrr", "gauc"]
@@ -247,12 +247,12 @@ def check(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: st
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"recipe {origin}: {_explain(error)}") from None
+        raise RecipeError(f"recipe {origin}: {refusal(error, Recipe)}") from None
     _check_model(recipe, origin, "model", START)
     try:
         first_step = recipe.first_step
     except ValidationError as error:
-        raise RecipeError(f"recipe {origin}: {_explain(error, 'pretrain')}") from None
+        raise RecipeError(f"recipe {origin}: {refusal(error, Recipe, 'pretrain')}") from None
     if first_step:
         _check_model(first_step, origin, "pretrain.model", ())
         before, after = (getattr(step.config, "embedding_dim", None) for step in (first_step, recipe))
@@ -271,7 +271,7 @@ def _check_model(recipe: Recipe, origin: str, table: str, start: tuple[str, ...]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([table, *map(str, first["loc"])])
-        raise RecipeError(f"recipe {origin}: {where}: {_message(first)}") from None
+        raise RecipeError(f"recipe {origin}: {where}: {message(first)}") from None
     for position, member in enumerate(config.members if isinstance(config, Ensemble.Config) else ()):
         place = f"{model}.members.{position}"
         _check_names(member.key, f"{place}.key", member.options, f"{place}.options")
@@ -282,11 +282,11 @@ def _check_names(
 ) -> None:
     """RecipeError for an architecture that there is not, and for an option that is neither its own nor `beside`."""
     if not isinstance(key, str) or key not in MODELS:
-        raise RecipeError(_unknown(key_place, str(key), list(MODELS)))
+        raise RecipeError(unknown(key_place, str(key), list(MODELS)))
     known = [*beside, *(field.name for field in dataclass_fields(MODELS[key].Config))]
     for option in options:
         if option not in known:
-            raise RecipeError(_unknown(options_place, option, known))
+            raise RecipeError(unknown(options_place, option, known))
 
 
 def _set(document: dict[str, Any], override: str) -> None:
@@ -329,52 +329,3 @@ def _quoted_keys(path: str) -> list[str]:
         ((key, table),) = table.items()
         keys.append(key)
     return keys
-
-
-def _explain(error: ValidationError, *tables: str) -> str:
-    """One sentence for what is wrong in a recipe, or in these nested tables of one."""
-    # A misspelt key is also a missing one: the spelling is the better news.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = [*tables, *(str(part) for part in first["loc"])]
-    if first["type"] == "extra_forbidden":
-        return _unknown(_shown(where[:-1]), where[-1], _keys_of(where[:-1]))
-    return f"{_shown(where)}: {_message(first)}"
-
-
-def _shown(where: list[str]) -> str:
-    """A pydantic location as the recipe spells it: without the kind of a field."""
-    return ".".join(where[:2] + where[3:] if where[:1] == ["fields"] else where) or "top level"
-
-
-def _message(error: Any) -> str:
-    if error["type"] == "string_pattern_mismatch":
-        return (
-            f"expected a-z, 0-9, - and _, at most 64 of them, the first a letter or digit, got {error['input']!r:.80}"
-        )
-    text = str(error["msg"]).removeprefix("Value error, ")
-    given = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r:.80}"
-    return text[0].lower() + text[1:] + given
-
-
-def _unknown(where: str, given: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(given, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{where}: unknown {given!r:.80}{hint} (known: {', '.join(known)})"
-
-
-def _keys_of(table: list[str]) -> list[str]:
-    """The keys a table of a recipe may hold; `table` is its pydantic location, with the kind of a field inside."""
-    kinds: dict[str, type[BaseModel]] = {"categorical": Categorical, "multi": Multi, "numeric": Numeric}
-    tables: dict[tuple[str, ...], type[BaseModel]] = {
-        (): Recipe,
-        ("data",): Data,
-        ("data", "split"): Split,
-        ("pretrain",): Pretrain,
-        ("pretrain", "fit"): Fit,
-        ("fit",): Fit,
-        ("tune",): Tune,
-    }
-    if table[:2] == ["tune", "space"]:
-        return list(Dimension.model_fields)
-    model = (Hash if table[-1] == "hash" else kinds[table[2]]) if table[:1] == ["fields"] else tables[tuple(table)]
-    return list(model.model_fields)

@@ -45,6 +45,15 @@ class Dimension(Strict):
         """All choices, or the two ends of the range."""
         return self.choices or (self.low, self.high)
 
+    def holds(self, value: object) -> bool:
+        """Whether the value is a choice, or in the range and on one of its steps."""
+        if self.choices:
+            return value in self.choices
+        if self.low is None or self.high is None or not isinstance(value, int if self.integral else Number):
+            return False
+        steps = (value - self.low) / (self.step or 1)
+        return self.low <= value <= self.high and (self.step is None or abs(steps - round(steps)) < 1e-8)
+
 
 class Tune(Strict):
     """How many trials, and over which keys of the recipe: `"fit.learning_rate" = { low = 0.005, high = 0.1 }`."""

@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from training.best import Tuned, refuse_overwriting, write_best
 from training.errors import MissingExtra, RecipeError, TrainingError
 from training.metrics import better
 from training.pipeline import Options, forget, train
 from training.progress import say
-from training.recipe import PATHS, Recipe, keys_of, load
+from training.recipe import Recipe, keys_of, load
 from training.search import Dimension, Tune
 
-WRITTEN = "# Best of "  # how a file that tune wrote begins, and may be replaced
 FREE_EPOCHS, FREE_TRIALS = 2, 5  # no trial is stopped before so many epochs, or before so many trials have ended
 STUDY = "factorlens"  # the one study of a database
 REFUSED = "refused"  # attribute of a trial that failed by itself, and was not cut off
@@ -30,38 +29,40 @@ class Study:
     output: Path
 
 
-class Tuned(NamedTuple):
-    """The best trial: what it set, and the metric that the recipe monitors, of its best epoch."""
-
-    monitor: str
-    value: float
-    chosen: dict[str, object]
-
-
 def tune(path: Path, study: Study) -> Tuned:
     """Try until the database has `tune.trials` ended trials, then write the best recipe.
 
-    A study that was stopped goes on, with the trial that was cut off first. TrainingError where the database is of
+    The first trial is of the recipe's own values, as far as they are among those to try. A study that was stopped goes
+    on, with the trial that was cut off first. TrainingError where the database is of
     another recipe or search, where every trial failed, and where `output` is a file that tune did not write.
     """
     optuna = _optuna()
     recipe = load(path)
     settings = _settings(path, recipe)
-    _refuse_overwriting(study.output)
+    refuse_overwriting(study.output)
     search = _open(optuna, recipe, settings, study.database)
-    while (ended := _ended(optuna, search)) < settings.trials:
+    while (ended := len(_ended(optuna, search))) < settings.trials:
         trial = search.ask()
         chosen = {key: _suggest(trial, key, dimension) for key, dimension in settings.space.items()}
         say(f"trial {ended + 1} of {settings.trials}: {_spelt(chosen)}")
         _try(optuna, search, trial, load(path, _overrides(chosen)), study.options)
-    if not search.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
-        raise TrainingError(f"none of {ended} trials ended with a {recipe.monitor}, so there is no best one")
-    best = search.best_trial
-    tuned = Tuned(
-        recipe.monitor, best.value, {key: _decoded(best.params[key], settings.space[key]) for key in settings.space}
-    )
-    _write(path, study.output, tuned, trials=ended)
+    tuned = _best(optuna, search, recipe, settings)
+    write_best(path, study.output, tuned)
     return tuned
+
+
+def _best(optuna: Any, search: Any, recipe: Recipe, settings: Tune) -> Tuned:
+    ended = _ended(optuna, search)
+    if not search.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        raise TrainingError(f"none of {len(ended)} trials ended with a {recipe.monitor}, so there is no best one")
+    best = search.best_trial
+    return Tuned(
+        monitor=recipe.monitor,
+        value=best.value,
+        chosen={key: _decoded(best.params[key], dimension) for key, dimension in settings.space.items()},
+        number=[trial.number for trial in ended].index(best.number) + 1,
+        trials=len(ended),
+    )
 
 
 def _optuna() -> Any:
@@ -98,11 +99,27 @@ def _open(optuna: Any, recipe: Recipe, settings: Tune, database: Path) -> Any:
     for cut_off in search.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         search.tell(cut_off.number, state=optuna.trial.TrialState.FAIL)
         search.enqueue_trial(cut_off.params)
+    if not search.trials and (own := _own(recipe, settings)):
+        search.enqueue_trial(own)
     # A sampler that starts again must not draw again what it drew first.
     search.sampler = optuna.samplers.TPESampler(seed=recipe.fit.seed + len(search.trials))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=FREE_TRIALS, n_warmup_steps=FREE_EPOCHS)
     search.pruner = pruner if settings.prune else optuna.pruners.NopPruner()
     return search
+
+
+def _own(recipe: Recipe, settings: Tune) -> dict[str, object]:
+    """The recipe's own values of the keys to try, as Optuna keeps them, without those that are not to be tried."""
+    model = {**recipe.model, **asdict(recipe.config)}
+    said = json.loads(json.dumps({**recipe.model_dump(mode="json"), "model": model}))
+    own: dict[str, object] = {}
+    for key, dimension in settings.space.items():
+        value: Any = said
+        for name in keys_of(key):
+            value = value.get(name) if isinstance(value, dict) else None
+        if dimension.holds(value):
+            own[key] = json.dumps(dimension.choices[dimension.choices.index(value)]) if dimension.choices else value
+    return own
 
 
 def _study(optuna: Any, recipe: Recipe, database: Path) -> Any:
@@ -127,11 +144,11 @@ def _said(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_defaults=True, exclude={"tune": {"trials", "prune"}})
 
 
-def _ended(optuna: Any, search: Any) -> int:
-    """Trials that are over; one that was cut off is not, and is tried again."""
+def _ended(optuna: Any, search: Any) -> list[Any]:
+    """Trials that are over, in their order; one that was cut off is not, and is tried again."""
     states = optuna.trial.TrialState
     over = search.get_trials(states=[states.COMPLETE, states.PRUNED, states.FAIL])
-    return sum(trial.state != states.FAIL or REFUSED in trial.user_attrs for trial in over)
+    return [trial for trial in over if trial.state != states.FAIL or REFUSED in trial.user_attrs]
 
 
 def _suggest(trial: Any, key: str, dimension: Dimension) -> object:
@@ -184,37 +201,3 @@ def _spelt(chosen: Mapping[str, object]) -> str:
     return ", ".join(
         f"{key} = {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in chosen.items()
     )
-
-
-def _refuse_overwriting(path: Path) -> None:
-    if path.exists() and not path.read_text(errors="replace").startswith(WRITTEN):
-        raise TrainingError(f"{str(path)!r} exists, and tune did not write it: choose another name, or remove it first")
-
-
-def _write(path: Path, output: Path, tuned: Tuned, *, trials: int) -> None:
-    """The recipe with its comments, what was chosen, and no [tune] table; paths as they are seen from `output`."""
-    import tomlkit
-
-    document: Any = tomlkit.parse(path.read_text())
-    document.pop("tune", None)
-    if "extends" in document:
-        document["extends"] = _seen(path, document["extends"], output)
-    for table, names in PATHS.items():
-        for name in names:
-            if name in document.get(table, {}):
-                document[table][name] = _seen(path, document[table][name], output)
-    for key, value in tuned.chosen.items():
-        *tables, name = keys_of(key)
-        section = document
-        for table in tables:
-            section = section.setdefault(table, tomlkit.table())
-        section[name] = value
-    header = f"{WRITTEN}{trials} trials, by the validation {tuned.monitor}: {tuned.value:.6g}\n"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(header + tomlkit.dumps(document).lstrip())
-    load(output)
-
-
-def _seen(path: Path, name: str, output: Path) -> str:
-    """A file that the recipe at `path` names, as `output` must name it."""
-    return Path(os.path.relpath(path.parent / name, output.parent)).as_posix()

@@ -11,7 +11,7 @@ from worker import ATTENTION, EMBEDDING_DIM, FEN, L2, LAYER, LEARNING_RATE, Job,
 def build(job: Job) -> Callable[[], object]:
     ids, labels, sizes = job.data()
     columns = [SparseFeat(f"f{at}", size, EMBEDDING_DIM) for at, size in enumerate(sizes)]
-    options = {"task": "regression", "l2_reg_linear": L2, "l2_reg_embedding": L2}
+    options = {"task": "regression", "l2_reg_linear": L2, "l2_reg_embedding": L2, "device": job.device}
     match job.model:
         case "nfm":
             model = NFM(columns, columns, dnn_hidden_units=(LAYER,), **options)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from worker import ATTENTION, EMBEDDING_DIM, FEN, L2, LAYER, LEARNING_RATE, Job, serve
+from worker import ATTENTION, AUTO, EMBEDDING_DIM, FEN, L2, LAYER, LEARNING_RATE, Job, serve
 
 from bundle import Categorical, FeatureSchema
 from bundle.schema import FittedField
 from training.dataset import Dataset
 from training.fit import Run, fit
 from training.recipe import check
+from training.threads import choose_threads
 
 MODELS: dict[str, dict[str, Any]] = {
     "fm": {},
@@ -47,25 +48,31 @@ def build(job: Job) -> Callable[[], object]:
                 "learning_rate": LEARNING_RATE,
                 "batch_size": job.batch,
                 "epochs": 1,
+                "precision": job.precision,
                 "l2": {"embedding": decay, "weight": decay},
             },
         },
         origin="of the benchmark",
     )
 
+    def run_in(folder: str) -> Run:
+        return Run(
+            recipe=recipe,
+            schema=schema,
+            train=rows,
+            validation=few,
+            device=torch.device(job.device),
+            checkpoints=Path(folder),
+            fingerprint={},
+        )
+
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(
-                recipe=recipe,
-                schema=schema,
-                train=rows,
-                validation=few,
-                device=torch.device("cpu"),
-                checkpoints=Path(folder),
-                fingerprint={},
-            )
-            fit(run, resume=False)
+            fit(run_in(folder), resume=False)
 
+    if job.threads == AUTO:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.set_num_threads(choose_threads(run_in(folder), resume=False))
     return epoch
 
 

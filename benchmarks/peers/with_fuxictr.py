@@ -19,13 +19,20 @@ class Fuxi(BaseModel):  # type: ignore[misc]
     def __init__(self, features: FeatureMap, job: Job, folder: str) -> None:
         regularizer = 2 * L2 / job.batch  # its own is lambda/2 ‖θ‖² beside the mean
         super().__init__(
-            features, task="regression", embedding_regularizer=regularizer, verbose=0, model_root=folder, metrics=[]
+            features,
+            task="regression",
+            gpu=0 if job.device == "cuda" else -1,
+            embedding_regularizer=regularizer,
+            verbose=0,
+            model_root=folder,
+            metrics=[],
         )
         self.embedding = FeatureEmbedding(features, EMBEDDING_DIM)
         self.linear = LogisticRegression(features, use_bias=True)
         self.interaction = self.interactions(features.num_fields)
         self.compile("adam", "mse_loss", LEARNING_RATE)
         self.reset_parameters()
+        self.model_to_device()
         # `fit` would validate and save after every epoch; here no step is ever the one to do it after.
         self._eval_steps, self._total_steps, self._max_gradient_norm, self._stop_training = math.inf, 0, 10.0, False
 

@@ -75,8 +75,8 @@ def bi_interaction(factors: Tensor) -> Tensor:
 def build(job: Job) -> Callable[[], object]:
     ids, labels, sizes = job.data()
     starts = np.cumsum([0, *sizes[:-1]])
-    all_ids, all_labels = torch.from_numpy(ids + starts), torch.from_numpy(labels)
-    model = MODELS[job.model](sum(sizes), len(sizes))
+    all_ids, all_labels = torch.from_numpy(ids + starts).to(job.device), torch.from_numpy(labels).to(job.device)
+    model = MODELS[job.model](sum(sizes), len(sizes)).to(job.device)
     others = [parameter for name, parameter in model.named_parameters() if name != "table.weight"]
     groups: list[dict[str, Any]] = [
         {"params": [model.table.weight], "weight_decay": 2 * L2 / job.batch},
@@ -85,7 +85,7 @@ def build(job: Job) -> Callable[[], object]:
     optimizer = torch.optim.Adam(groups, lr=LEARNING_RATE, fused=True)
 
     def epoch() -> None:
-        for at in torch.split(torch.randperm(len(all_labels)), job.batch):
+        for at in torch.split(torch.randperm(len(all_labels), device=job.device), job.batch):
             optimizer.zero_grad()
             loss = functional.mse_loss(model(all_ids[at]), all_labels[at])
             loss.backward()  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ EMBEDDING_DIM = ATTENTION = LAYER = 64
 FEN = 256
 LEARNING_RATE = 1e-3  # of Adam
 L2 = 1e-5  # times ‖θ‖² of embeddings and weights, beside the squared errors of a batch in sum: DeepCTR-Torch's default
+AUTO = "auto"
 WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
@@ -27,14 +28,17 @@ WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 class Job:
     """`rows` is an .npz of ids [N, F] that count from 0 in every field, labels [N] and the fields' sizes [F].
 
+    `threads`: a number, or AUTO where the library chooses. `device` is cpu or cuda, `precision` that of products.
     `program` is for a library that is a program of its own.
     """
 
     model: str
     batch: int
-    threads: int
+    threads: str
     rows: str
-    program: str
+    device: str = "cpu"
+    precision: str = "float32"
+    program: str = ""
 
     def data(self) -> tuple[NDArray[np.int64], NDArray[np.float32], list[int]]:
         with np.load(self.rows) as file:
@@ -44,14 +48,18 @@ class Job:
 def serve(build: Callable[[Job], Callable[[], object]], *, passes: int = 1) -> None:
     """Answer until the input ends. `build` gives the function that passes `passes` times over the rows."""
     job, answers = Job(**json.loads(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w")
-    torch.set_num_threads(job.threads)
+    if job.threads != AUTO:
+        torch.set_num_threads(int(job.threads))
     train, rows = build(job), passes * len(job.data()[1])
     print(json.dumps("ready"), file=answers, flush=True)
     for _ in sys.stdin:
         cpu, wall = _cpu_seconds(), time.perf_counter()
         train()
+        if job.device == "cuda":
+            torch.cuda.synchronize()
         cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
-        print(json.dumps({"cpu": rows / cpu, "wall": rows / wall, "mib": _peak_mib()}), file=answers, flush=True)
+        rate = {"cpu": rows / cpu, "wall": rows / wall, "mib": _peak_mib(), "threads": torch.get_num_threads()}
+        print(json.dumps(rate), file=answers, flush=True)
 
 
 def _cpu_seconds() -> float:

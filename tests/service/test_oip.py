@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from httpx import ASGITransport, AsyncClient, Client, Response
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bundle
@@ -73,6 +73,7 @@ def test_an_answer_has_the_shape_of_the_protocol(client: Client) -> None:
     }
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     users=st.lists(st.none() | st.sampled_from(["u1", "u19", "", "u0 "]) | st.text(max_size=3), min_size=1, max_size=9),
     ages=st.lists(st.none() | st.floats(-1e9, 1e9), min_size=9, max_size=9),

@@ -113,14 +113,27 @@ def test_the_short_form_of_fit(log: Path, tmp_path: Path, capsys: pytest.Capture
     wanted = ["--train", str(log), "--validation", str(log), "--label", "clicked", "--model", "afm", "--name", "short"]
     settings = ["--device", "cpu", "--set", "fit.epochs=1", "--set", "model.embedding_dim=4"]
     assert main(["fit", *wanted, *places, *settings]) == 0
-    path, metrics = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    path, metrics = printed.out.splitlines()
     assert Path(path) == tmp_path / "artifacts" / "short" / "1"
+    assert printed.err.splitlines()[-1] == f"kept epoch 1 of 1: log_loss {metrics.split()[3]}"
     assert metrics.split()[::2] == ["auc", "log_loss", "calibration_error"]
     model = bundle.open(path)
     assert (model.manifest.key, model.manifest.task) == ("afm", "binary")
     assert model.manifest.hyper_parameters["embedding_dim"] == 4
     assert set(model.schema.names) == {"user", "app", "tags", "age"}
     assert model.bundle.report["rows"] == {"train": 400, "validation": 400}
+
+
+def test_the_short_form_of_a_ranking(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--artifacts", str(tmp_path / "artifacts"), "--checkpoints", str(tmp_path / "checkpoints")]
+    wanted = ["--train", str(log), "--label", "clicked", "--task", "ranking", "--device", "cpu", *places]
+    settings = ["--set", "data.user=user", "--set", 'data.item=["app", "tags"]', "--set", "fit.epochs=1"]
+    assert "task = ranking needs data.user and data.item" in refusal(["fit", *wanted], capsys)
+    assert main(["fit", *wanted, *settings]) == 0
+    path, metrics = capsys.readouterr().out.splitlines()
+    assert metrics.split()[::2] == ["ndcg@10", "hr@10", "mrr", "gauc"]
+    assert bundle.open(path).manifest.split.candidate == ("app", "tags")
 
 
 def test_an_inferred_recipe_is_ready_for_fit(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

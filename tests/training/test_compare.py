@@ -105,6 +105,17 @@ def test_a_table_is_trained_seed_by_seed_and_kept(steps: tuple[Path, list[list[C
     assert [path.name for path in (folder / "checkpoints").iterdir() if "compare" in path.name] == []
 
 
+def test_every_run_writes_a_bundle_and_the_help_says_so(
+    steps: tuple[Path, list[list[Compared]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = sorted(str(path.parent) for path in (steps[0] / "artifacts").glob("*/*/manifest.json"))
+    assert written == sorted(result.bundle for each in steps[1][-1] for result in each.results)
+    assert len(written) == 3
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert "writes a bundle, the next version in artifacts/<name>" in capsys.readouterr().out
+
+
 def test_the_table_says_what_the_bundles_say(steps: tuple[Path, list[list[Compared]]]) -> None:
     compared = steps[1][-1]
     reports = [bundle.open(result.bundle).bundle.report for result in compared[0].results]
@@ -248,8 +259,17 @@ def test_rows_of_different_data_are_not_compared_in_silence(bundles: Path) -> No
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[[row]]\nrecipe = "first.toml"\nseds = [1]', r"row\.0\.seds: .*known: recipe, name, seeds"),
-        ('[[row]]\nrecipe = "first.toml"\npublished = { rsme = 1.0 }', r"row\.0\.published\.rsme"),
+        (
+            '[[row]]\nrecipe = "first.toml"\nseds = [1]',
+            r"row\.0: unknown 'seds'; did you mean 'seeds'\? \(known: recipe, name",
+        ),
+        ("row = []\nrows = 1", r"top level: unknown 'rows'; did you mean 'row'"),
+        (
+            '[[row]]\nrecipe = "first.toml"\npublished = { rsme = 1.0 }',
+            r"row\.0\.published\.rsme: input should be 'rmse'",
+        ),
+        ('[[row]]\nrecipe = "first.toml"\nseeds = ["x"]', r"row\.0\.seeds\.0: input should be .*, got 'x'"),
+        ('[[row]]\nname = "x"', r"row\.0\.recipe: field required$"),
         ('[[row]]\nrecipe = "first.toml"\nseeds = [1, 1]', "first.toml has the same seed twice"),
         ('[[row]]\nrecipe = "absent.toml"', "cannot read the recipe"),
         ('[[row]]\nrecipe = "first.toml"\nwithout = ["usr"]', r"without: expected some .* \(user, app\), got 'usr'"),

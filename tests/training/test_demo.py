@@ -131,6 +131,11 @@ def test_the_lines_to_try_ask_predict_explain_and_rank(demo_folder: Path) -> Non
     assert 0 < model.predict(predict["instances"])[0] < 1
     assert rank["context"].keys().isdisjoint(name for row in rank["candidates"] for name in row)
     assert len(rank["candidates"]) > 3
+    rows = [*predict["instances"], *rank["candidates"]]
+    assert isinstance(predict["instances"][0]["age"], int)
+    assert all(len(row["genres"]) == len(set(row["genres"])) for row in rows)
+    drawn = [row.get("genres", []) for row in model.bundle.golden_rows]
+    assert any(len(genres) > len(set(genres)) for genres in drawn), "nothing to tidy: this shows nothing"
 
 
 def test_a_taken_port_is_said_before_anything_is_trained() -> None:

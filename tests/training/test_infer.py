@@ -1,6 +1,7 @@
 """What is proposed for a log file: a kind for every column, or the reason to leave it out; a recipe that works."""
 
 import csv
+import re
 import tomllib
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from bundle.schema import Categorical, Kind, Multi, Numeric
+from models import MODELS
+from training.dataset import open_parts
 from training.draft import describe, render_recipe
 from training.errors import DataError
 from training.infer import Inferred, Proposal, infer
-from training.recipe import load
+from training.pipeline import field_kinds
+from training.recipe import METRICS, load
 from training.sources import open_source
 
 ROWS = 400
@@ -57,7 +61,8 @@ def proposal(folder: Path, form: str, name: str, column: Any) -> Proposal:
 @pytest.mark.parametrize(
     ("name", "column", "kind"),
     [
-        ("country", pick("DE", "FR"), Categorical()),
+        ("country", pick("DE", "FR"), Categorical(source="user")),
+        ("weather", pick("sun", "rain"), Categorical()),
         ("flag", pick(True, False), Categorical()),
         ("code", pick("007", "008"), Categorical()),
         ("userId", list(range(0, ROWS * 500, 1000)) * 2, Categorical(source="user")),
@@ -102,6 +107,19 @@ def test_one_value_and_missing_ones_tell_two_rows_apart(tmp_path: Path) -> None:
     assert (found.distinct, found.missing) == (1, ROWS // 2)
 
 
+@pytest.mark.parametrize(
+    ("names", "side"),
+    [
+        ("user userId CustomerID visitor_age home_country city zip_code", "user"),
+        ("item appId page pages tag tags item_tags brand product_country genres ad_campaign authorName", "item"),
+        ("device hour network weather weekday os placement stage pageant agent coupon", "context"),
+    ],
+)
+def test_whose_property_a_name_says_it_is(tmp_path: Path, names: str, side: str) -> None:
+    found = inferred(tmp_path, "parquet", **{name: pick("a", "b") for name in names.split()}).fields
+    assert {name: kind.source for name, kind in found.items()} == dict.fromkeys(names.split(), side)
+
+
 @pytest.mark.parametrize("separator", ["|", ";", ",", ", "])
 def test_strings_with_a_separator_are_lists(tmp_path: Path, separator: str) -> None:
     found = proposal(tmp_path, "csv", "genres", [separator.join(cell) for cell in LISTS])
@@ -112,7 +130,7 @@ def test_strings_with_a_separator_are_lists(tmp_path: Path, separator: str) -> N
 def test_lists_and_maps_of_parquet(tmp_path: Path) -> None:
     weights = pa.array([dict.fromkeys(cell, 0.5) for cell in LISTS], pa.map_(pa.string(), pa.float64()))
     found = inferred(tmp_path, "parquet", genres=LISTS, tags=weights, struct=[{"a": 1}] * ROWS)
-    assert found.fields == {"genres": Multi(source="item", max_len=4), "tags": Multi(max_len=4)}
+    assert found.fields == {"genres": Multi(source="item", max_len=4), "tags": Multi(source="item", max_len=4)}
     assert [proposal.distinct for proposal in found.proposals[:2]] == [3, 3]
 
 
@@ -125,7 +143,7 @@ def test_rare_values_of_many(tmp_path: Path) -> None:
     column = [f"p{n // 2}" for n in range(3000)]
     pq.write_table(pa.table({"label": [0, 1] * 1500, "page": column}), tmp_path / "log.parquet")
     fields = infer(open_source(tmp_path / "log.parquet"), "label").fields
-    assert fields == {"page": Categorical(min_count=2)}
+    assert fields == {"page": Categorical(source="item", min_count=2)}
 
 
 def test_libfm_by_what_stands_at_each_position(tmp_path: Path) -> None:
@@ -197,6 +215,23 @@ def test_the_recipe_is_one(tmp_path: Path) -> None:
         assert recipe.data.train.samefile(tmp_path / "log.csv")
         assert (recipe.name, recipe.task, recipe.data.label) == ("log", "binary", "bought?")
     assert list(found.fields) == [name for name in columns if name != "timestamp"]
+
+
+def test_the_recipe_offers_every_task_and_model(tmp_path: Path) -> None:
+    found = inferred(
+        tmp_path, "csv", member=pick("a", "b"), country=pick("DE", "FR"), app=pick(*"xyz"), price=pick(1, 2)
+    )
+    text = render_recipe(found, folder=tmp_path)
+    assert set(METRICS) == set(re.findall(r"\w+", text.split('task = "binary"  # ')[1].split("\n")[0]))
+    offered = text.split("# key: ")[1].split("\nkey = ")[0]
+    assert re.findall(r"\w+", offered) == list(MODELS)
+    ranked = (
+        text.replace('task = "binary"', 'task = "ranking"').replace("# user =", "user =").replace("# item =", "item =")
+    )
+    (tmp_path / "ranked.toml").write_text(ranked)
+    recipe = load(tmp_path / "ranked.toml")
+    assert (recipe.data.user, recipe.data.item) == ("member", ("app", "price"))
+    assert field_kinds(recipe, open_parts(recipe)[0]) == found.fields
 
 
 def test_the_recipe_of_a_libfm_file_names_its_field_map(tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ def test_paths_are_relative_to_the_recipe_and_those_of_overrides_to_the_current_
         ("model.embeding_dim=8", "model", "embedding_dim"),
         ("model.key=afn", "model.key", "afm"),
         ("fit.batchsize=8", "fit", "batch_size"),
+        ("fields.hash={ kind = 'numeric', tranform = 'log1p' }", "fields.hash", "transform"),
+        ("pretrain.fit.epoch=3", "pretrain.fit", "epochs"),
+        ("tune.trails=3", "tune", "trials"),
+        ("tune.space.'fit.epochs'={ lwo = 1, high = 2 }", "tune.space.fit.epochs", "low"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(minimal: Path, override: str, where: str, nearest: str) -> None:
@@ -163,6 +167,8 @@ def test_an_override_through_a_value_is_refused() -> None:
         ("fields.user={ kind = 'categorical', min_count = 2, hash = { buckets = 8 } }", "min_count needs a vocabulary"),
         ("fields.user={ kind = 'category' }", "fields.user: .*'category'.* 'categorical', 'multi', 'numeric'"),
         ("fields.user={}", "fields.user: .*'kind'"),
+        ("fields.age={ kind = 'numeric', transform = 'log' }", "fields.age.transform: input should be 'standardise', "),
+        ("tune.space.'fit.epochs'={ low = 'x', high = 2 }", "tune.space.fit.epochs.low: input should be .*got 'x'"),
         ("data={ train = 'a' }", "data.label: field required$"),
         ("model={}", "model.key: unknown"),
     ],

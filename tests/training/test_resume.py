@@ -1,5 +1,6 @@
 """A run that was cut off, however hard, ends in the same weights as one that was not."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,44 @@ def test_another_thread_count_is_not_resumed(prepare: Prepare) -> None:
             fit(with_fit(run, epochs=2), resume=True)
     finally:
         torch.set_num_threads(1)
+
+
+def started_on(checkpoints: Path, device: str | None) -> None:
+    """Have the newest checkpoint say that its run was started on this device; None: have it say nothing."""
+    saved = checkpoint.load(checkpoints)
+    assert saved is not None
+    state = json.loads((saved.folder / checkpoint.STATE).read_text())
+    assert state.pop("device") == "cpu"
+    (saved.folder / checkpoint.STATE).write_text(json.dumps(state | ({"device": device} if device else {})))
+
+
+def test_another_device_is_not_resumed(prepare: Prepare) -> None:
+    run = prepare(epochs=1)
+    fit(run, resume=False)
+    started_on(run.checkpoints, "cuda")
+    with pytest.raises(
+        TrainingError, match=r"cannot resume on cpu: .* started on cuda, .*--device cuda, or .* --restart"
+    ):
+        fit(with_fit(run, epochs=2), resume=True)
+
+
+def test_a_checkpoint_that_names_no_device_is_resumed(prepare: Prepare) -> None:
+    run = prepare(epochs=1)
+    fit(run, resume=False)
+    started_on(run.checkpoints, None)
+    assert len(fit(with_fit(run, epochs=2), resume=True).curve) == 2
+
+
+def test_a_run_that_was_started_on_the_cpu_goes_on_there(
+    recipe: Recipe, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` would take the GPU that torch now sees."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("training.pipeline.fit", lambda run, **_: pytest.fail(f"trained on {run.device}"))
+    for resume, device in ((True, "cpu"), (False, "cuda")):
+        place = replace(options(tmp_path / device, killed, resume=resume, restart=not resume), device="auto")
+        with pytest.raises(pytest.fail.Exception, match=f"trained on {device}"):
+            run(recipe, place)
 
 
 def test_resuming_nothing_starts_at_the_first_epoch(prepare: Prepare) -> None:

@@ -17,7 +17,7 @@ from training.errors import RecipeError, TrainingError
 from training.export import Trained
 from training.pipeline import Options, train
 from training.recipe import Recipe, check, load
-from training.search import Tune
+from training.search import Dimension, Tune
 from training.tune import Study, tune
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
@@ -69,6 +69,19 @@ def study(tmp_path: Path) -> Study:
     return Study(options=options, database=tmp_path / "new" / "study.db", output=tmp_path / "best.toml")
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """The recipes that are tried: none is trained, all are refused."""
+    tried: list[Recipe] = []
+
+    def note(recipe: Recipe, options: Options) -> Trained:
+        tried.append(recipe)
+        raise TrainingError("noted")
+
+    monkeypatch.setattr(tuning, "train", note)
+    return tried
+
+
 def trials(study: Study) -> list[Any]:
     found: list[Any] = optuna.load_study(study_name=None, storage=f"sqlite:///{study.database}").trials
     return found
@@ -85,6 +98,7 @@ def test_the_best_trial_is_written_and_a_hopeless_one_is_stopped(
     states = {(trial.params["fit.learning_rate"], trial.state) for trial in found[1:]}
     assert {state for rate, state in states if rate == "1e-07"} == {PRUNED}
     assert tuned.chosen == {"fit.learning_rate": 0.05}
+    assert found[tuned.number - 1].value == tuned.value
     assert tuned.value == max(trial.value for trial in found if trial.state == COMPLETE)
     best = max((trial for trial in found if trial.state == COMPLETE), key=lambda trial: trial.value)
     assert tuned.value == max(best.intermediate_values.values())
@@ -112,6 +126,62 @@ def test_a_recipe_that_extends_another_is_written_to_another_folder(recipe: Path
     written = load(study.output)
     assert written.fit == load(recipe).fit.model_copy(update={"learning_rate": chosen})
     assert written.data.train.resolve() == (tmp_path / "log.csv").resolve()
+
+
+def test_a_search_of_the_recipe_beneath_is_not_in_what_is_written(recipe: Path, study: Study, tmp_path: Path) -> None:
+    """Beneath it would be inherited, so the two recipes are written as one."""
+    base = RECIPE.replace("trials = 5", "trials = 1").replace('key = "lr"', 'key = "lr"  # plain')
+    (tmp_path / "base.toml").write_text(base.replace("../log.csv", "log.csv").replace('name = "small"\n', ""))
+    recipe.write_text('extends = "../base.toml"\nname = "over"\n\n[fit]\nbatch_size = 32  # smaller\n')
+    study = replace(study, output=tmp_path / "found" / "best.toml")
+    chosen = tune(recipe, study).chosen["fit.learning_rate"]
+    written, asked = load(study.output), load(recipe)
+    assert written.tune is None
+    assert asked.tune is not None
+    assert (written.name, written.model) == ("over", {"key": "lr"})
+    assert written.fit == asked.fit.model_copy(update={"learning_rate": chosen})
+    assert written.fit.batch_size == 32
+    assert written.data.train.resolve() == (tmp_path / "log.csv").resolve()
+    text = study.output.read_text()
+    assert "extends" not in text
+    assert 'key = "lr"  # plain' in text
+    assert "batch_size = 32  # smaller" in text
+
+
+def test_the_recipes_own_values_are_tried_first(recipe: Path, study: Study, seen: list[Recipe]) -> None:
+    recipe.write_text(
+        RECIPE.replace('key = "lr"', 'key = "nfm"\nlayers = [8, 4]').replace("trials = 5", "trials = 4")
+        + '"model.layers" = { choices = [[], [8, 4]] }\n'
+        + '"model.embedding_dim" = { low = 2, high = 4096, log = true }\n'
+        + '"model.dropout" = { low = 0.1, high = 0.5, step = 0.1 }\n'  # 0.0 is not in it
+        + '"fields.app.min_count" = { low = 1, high = 900 }\n'
+        + '"fit.batch_size" = { low = 60, high = 980, step = 4 }\n'
+        + '"fit.l2.weight" = { low = 0.1, high = 0.2 }\n'  # the recipe has none
+    )
+    own = load(recipe)
+    with pytest.raises(TrainingError, match="none of 4"):
+        tune(recipe, study)
+    first, *others = seen
+    assert (first.config.layers, first.config.embedding_dim) == ((8, 4), own.config.embedding_dim)
+    assert (first.fit.batch_size, first.fit.learning_rate) == (64, 0.05)
+    assert first.fields == own.fields
+    assert 0.1 <= first.config.dropout <= 0.5
+    assert 0.1 <= first.fit.l2["weight"] <= 0.2
+    assert all(each.fields != own.fields for each in others)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "inside", "outside"),
+    [
+        ({"choices": [1, "a", [2]]}, [1, "a", [2]], [2, "b", []]),
+        ({"low": 0.0, "high": 0.6, "step": 0.1}, [0.0, 0.3, 0.6, 0], [0.25, 0.7, -0.1, "0.3", None]),
+        ({"low": 16, "high": 64, "step": 16}, [16, 48, 64], [24, 80, 32.0]),
+        ({"low": 0.001, "high": 0.1, "log": True}, [0.001, 0.05, 0.1], [0.0001, 0.2]),
+    ],
+)
+def test_what_a_dimension_holds(dimension: dict[str, Any], inside: list[object], outside: list[object]) -> None:
+    found = Dimension.model_validate(dimension)
+    assert [value for value in (*inside, *outside) if found.holds(value)] == inside
 
 
 @pytest.mark.parametrize("given", ["", "l2 = { weights = 1e-3 }\n"])
@@ -197,15 +267,7 @@ def test_a_refused_trial_counts_and_the_others_go_on(
     assert [trial.state for trial in trials(study)] == [FAIL] * 5
 
 
-def test_every_kind_of_dimension_reaches_the_recipe(
-    recipe: Path, study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
-
-    def note(recipe: Recipe, options: Options) -> Trained:
-        seen.append(recipe)
-        raise TrainingError("noted")
-
+def test_every_kind_of_dimension_reaches_the_recipe(recipe: Path, study: Study, seen: list[Recipe]) -> None:
     recipe.write_text(
         RECIPE.replace('key = "lr"', 'key = "nfm"').replace("trials = 5", "trials = 25")
         + '"fit.batch_size" = { low = 32, high = 96, step = 32 }\n'
@@ -215,7 +277,6 @@ def test_every_kind_of_dimension_reaches_the_recipe(
         + '"model.batch_norm" = { choices = [true, false] }\n'
         + '"fields.user.kind" = { choices = ["categorical"] }\n'
     )
-    monkeypatch.setattr(tuning, "train", note)
     with pytest.raises(TrainingError, match="none of 25"):
         tune(recipe, study)
     assert {each.fit.batch_size for each in seen} == {32, 64, 96}
@@ -266,7 +327,19 @@ def test_files_that_tune_did_not_write_are_kept(recipe: Path, study: Study) -> N
     assert study.output.read_text() == "# mine\n"
 
 
-def test_the_command_line(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(RECIPE.replace("trials = 5", "trials = 2").replace("[1e-7, 0.05]", "[0.05]"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", str(recipe), "-o", "best.toml", "--study", "study.db", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    value = Path("best.toml").read_text().split("auc: ")[1].split()[0]
+    assert printed.out == f"best.toml\nauc {float(value):.4f}  best of 2 trials: number 1\n  fit.learning_rate = 0.05\n"
+    assert printed.err.endswith("wrote best.toml: train it with  python -m training fit best.toml\n")
+
+
+def test_a_recipe_without_a_search_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(RECIPE.partition("[tune]")[0])
     assert main(["tune", str(recipe)]) == 1
     assert "tune needs a [tune] table" in capsys.readouterr().err

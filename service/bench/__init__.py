@@ -1,0 +1,1 @@
+"""`python -m service bench`: requests a second and latency of a model that is served, over HTTP."""
