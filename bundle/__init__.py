@@ -5,9 +5,10 @@
 >>> model.predict([{"user": "u17", "app": "a3"}])    # doctest: +SKIP
 """
 
-from bundle.encoder import Coded, EncodedRows, Encoder
+from bundle.encoder import Encoder
 from bundle.errors import BundleError, BundleInvalid, InputError, RuntimeRefused, SchemaError
 from bundle.predictor import Predictor, open
+from bundle.rows import Coded, EncodedRows
 from bundle.schema import Categorical, FeatureSchema, Multi, Numeric
 
 __all__ = [

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.encoder import EncodedRows, Row, canonical
+from bundle.rows import EncodedRows, Row
 from bundle.schema import FeatureSchema, Multi
 from bundle.store import Bundle
+from bundle.values import canonical
 
 NEGLIGIBLE = 1e-9  # of the sum of all |terms|: a hundredth of what a float32 can tell apart
 

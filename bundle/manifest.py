@@ -16,9 +16,11 @@ NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 Task = Literal["regression", "binary", "ranking"]
 Axis = Literal["pair", "field"]
-GraphName = Literal["score", "explain"]
+GraphName = Literal["score", "explain", "rank_context", "rank_candidates"]
 Name = Annotated[str, StringConstraints(pattern=rf"\A{NAME_PATTERN}\z")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+ROW_GRAPHS: tuple[GraphName, ...] = ("score", "explain")
+RANK_GRAPHS: tuple[GraphName, ...] = ("rank_context", "rank_candidates")
 TERMS = ("bias", "field", "slot", "pair", "residual")  # what every explain graph answers, beside the sizes
 _CLIP = re.compile(r"clip\((\S+), (\S+)\)")
 
@@ -29,7 +31,11 @@ class File(Strict):
 
 
 class Graph(Strict):
-    """One ONNX graph; its inputs are `ids` [B, S] int64 and, where the schema needs them, `values` [B, S] float32."""
+    """One ONNX graph; its inputs are `ids` [B, S] int64 and, where their fields need them, `values` [B, S] float32.
+
+    In a ranking, S are the slots of one side: `rank_context` takes one row and answers a state of several tensors, the
+    same ones that `rank_candidates` takes beside its rows.
+    """
 
     file: str
     inputs: tuple[str, ...]
@@ -89,13 +95,23 @@ class Manifest(Strict):
             raise ValueError(f"the name {self.name!r} is reserved")
         if self.task == "ranking" and (self.user not in self.split.context or not self.split.candidate):
             raise ValueError("a ranking has a user among the fields of its context, and fields of the candidate")
-        if set(self.graphs) != {"score", "explain"}:
-            raise ValueError("a bundle has the graphs score and explain")
-        for graph in self.graphs.values():
-            if graph.inputs not in (("ids",), ("ids", "values")):
-                raise ValueError("a graph takes ids, or ids and values")
+        if set(self.graphs) not in ({*ROW_GRAPHS}, {*ROW_GRAPHS, *RANK_GRAPHS}):
+            raise ValueError(
+                f"a bundle has the graphs {' and '.join(ROW_GRAPHS)}, and may have {' and '.join(RANK_GRAPHS)}"
+            )
         outputs = {"score": {"logit"}, "explain": {*TERMS, *(size.name for size in self.sizes)}}
+        state: tuple[str, ...] = ()
+        if "rank_context" in self.graphs:
+            if not (self.split.context and self.split.candidate):
+                raise ValueError("a ranking that is split has fields of the context and of the candidate")
+            state = self.graphs["rank_context"].outputs
+            if not state or len({*state, "ids", "values"}) < len(state) + 2:
+                raise ValueError("the rank_context graph answers a state, of different names")
+            outputs |= {"rank_context": {*state}, "rank_candidates": {"logit"}}
         for name, graph in self.graphs.items():
+            behind = state if name == "rank_candidates" else ()
+            if graph.inputs not in (("ids", *behind), ("ids", "values", *behind)):
+                raise ValueError("a graph takes ids, or ids and values; rank_candidates the state behind them")
             if set(graph.outputs) != outputs[name]:
                 raise ValueError(f"the {name} graph answers {', '.join(sorted(outputs[name]))}")
         parse_link(self.link)

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import explanation
-from bundle.encoder import EncodedRows, Row
 from bundle.errors import BundleInvalid, InputError, RuntimeRefused
 from bundle.explanation import RowExplanation
+from bundle.ranking import Ranking, magnitude
+from bundle.rows import EncodedRows, Row
 from bundle.session import Provider, Session
 from bundle.store import Bundle, open_verified
 
@@ -24,6 +25,11 @@ class Predictor:
         self.bundle, self.manifest, self.schema, self.encoder = bundle, bundle.manifest, bundle.schema, bundle.encoder
         self.score = Session(bundle.path, self.manifest.graphs["score"], provider=provider, threads=threads)
         self.explanations = Session(bundle.path, self.manifest.graphs["explain"], provider=provider, threads=threads)
+        self.ranking = (
+            Ranking(bundle.path, self.manifest.graphs, self.encoder, provider=provider, threads=threads)
+            if "rank_context" in self.manifest.graphs
+            else None
+        )
         self._replay()
 
     def __repr__(self) -> str:
@@ -59,7 +65,7 @@ class Predictor:
             answers = {"logit": self.logits(encoded), **self.explanations.run(encoded)}
         except RuntimeRefused as error:
             raise BundleInvalid(self.bundle.path, str(error)) from error
-        scale = 1.0 + sum(np.abs(answers[name]).sum(axis=1) for name in ("field", "pair")) + np.abs(answers["residual"])
+        scale = magnitude(answers)
         limit = REPLAY_TOLERANCE if self.score.chosen == "cpu" else FOREIGN_TOLERANCE
         for name, expected in golden.items():
             found = answers[name]
@@ -68,6 +74,16 @@ class Predictor:
             allowed = limit * scale.reshape(-1, *[1] * (expected.ndim - 1))
             if not np.all(np.abs(found - expected) <= allowed):  # so written, NaN is refused
                 raise BundleInvalid(self.bundle.path, f"replaying the golden rows gave another {name}")
+        self._compare_ranking(encoded, limit)
+
+    def _compare_ranking(self, golden: EncodedRows, limit: float) -> None:
+        try:
+            error = self.ranking.disagreement(golden, self.score, self.explanations) if self.ranking else 0.0
+        except RuntimeRefused as refused:
+            raise BundleInvalid(self.bundle.path, str(refused)) from refused
+        if not error <= limit:
+            reason = f"ranking the golden rows gave other logits than scoring them, by {error:.1e} of a row's terms"
+            raise BundleInvalid(self.bundle.path, reason)
 
 
 def open(path: Path | str, *, provider: Provider = "cpu", threads: int = 1) -> Predictor:

@@ -97,6 +97,12 @@ class FittedField(Strict):
     edges: tuple[float, ...] = ()
 
     @property
+    def needs_values(self) -> bool:
+        """Whether its slots have values beside ids: unless it is one id with value 1."""
+        is_scaled = isinstance(self.kind, Numeric) and self.kind.transform != "quantile"
+        return isinstance(self.kind, Multi) or is_scaled
+
+    @property
     def has_vocabulary(self) -> bool:
         return not isinstance(self.kind, Numeric) and self.kind.hash is None
 
@@ -158,7 +164,8 @@ class FeatureSchema(Strict):
     @property
     def needs_values(self) -> bool:
         """Whether graphs take values beside ids: unless every field is one id with value 1."""
-        return any(
-            isinstance(kind, Multi) or (isinstance(kind, Numeric) and kind.transform != "quantile")
-            for kind in (field.kind for field in self.fields)
-        )
+        return any(field.needs_values for field in self.fields)
+
+    def side(self, *, candidate: bool) -> tuple[FittedField, ...]:
+        """The fields that a candidate of a ranking has (source = item), or those of its context, in order."""
+        return tuple(field for field in self.fields if (field.kind.source == "item") == candidate)

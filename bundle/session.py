@@ -1,18 +1,22 @@
 """onnxruntime, and nothing else: the one file that imports it, and only when a graph is opened."""
 
 import os
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.encoder import EncodedRows
 from bundle.errors import RuntimeRefused
 from bundle.manifest import Graph
+from bundle.rows import EncodedRows
 
 Provider = Literal["auto", "cuda", "tensorrt", "cpu"]
+Arrays = dict[str, NDArray[np.float32]]
+NO_STATE: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
 EXECUTION_PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -39,9 +43,13 @@ class Session:
             self.chosen, self.why = "cpu", str(error)
             self._session = _create(folder / graph.file, "cpu", threads)
 
-    def run(self, rows: EncodedRows) -> dict[str, NDArray[np.float32]]:
-        """Every output of the graph by name, for B encoded rows. Raises RuntimeRefused where onnxruntime fails."""
-        feed = {name: getattr(rows, name) for name in self.graph.inputs}
+    def run(self, rows: EncodedRows, state: Mapping[str, NDArray[np.float32]] = NO_STATE) -> Arrays:
+        """Every output of the graph by name, for B encoded rows. Raises RuntimeRefused where onnxruntime fails.
+
+        `state` holds what the graph takes beside the rows.
+        """
+        given = {"ids": rows.ids, "values": rows.values, **state}
+        feed = {name: given[name] for name in self.graph.inputs}
         try:
             outputs = self._session.run(list(self.graph.outputs), feed)
         except Exception as error:  # onnxruntime raises a family of its own that shares only this base

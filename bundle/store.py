@@ -190,11 +190,15 @@ def _shapes(bundle: Bundle, rows: int) -> dict[str, tuple[int, ...]]:
 
 def _verify_schema(manifest: Manifest, schema: FeatureSchema) -> None:
     """ValueError where the manifest speaks of other fields than the schema."""
-    sides = {side: tuple(f.name for f in schema.fields if (f.kind.source == "item") == side) for side in (False, True)}
-    if (manifest.split.context, manifest.split.candidate) != (sides[False], sides[True]):
+    context, candidate = (schema.side(candidate=side) for side in (False, True))
+    names = tuple(tuple(field.name for field in side) for side in (context, candidate))
+    if (manifest.split.context, manifest.split.candidate) != names:
         raise ValueError(f"the split in {MANIFEST} does not name its fields")
-    if any(("values" in graph.inputs) != schema.needs_values for graph in manifest.graphs.values()):
-        raise ValueError(f"the graphs in {MANIFEST} do not take what its fields need")
+    reads = {"rank_context": context, "rank_candidates": candidate}
+    for name, graph in manifest.graphs.items():
+        needs_values = any(field.needs_values for field in reads.get(name, schema.fields))
+        if ("values" in graph.inputs) != needs_values:
+            raise ValueError(f"the graphs in {MANIFEST} do not take what its fields need")
 
 
 def _describe_file(path: Path) -> File:

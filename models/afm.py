@@ -8,18 +8,20 @@ Jun Xiao, Hao Ye, Xiangnan He, Hanwang Zhang, Fei Wu and Tat-Seng Chua, IJCAI 20
 Shapes: see models/base.py; A is attention_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.attention import Attention
+from models.attention import Attention, AttentivePairs
 from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_positive
 from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.pooling import attentive_sum
+from models.split import FirstOrder, Split
 
 
 class AFM(FactorModel):
@@ -65,3 +67,9 @@ class AFM(FactorModel):
             pair_BP=attention_BP * dots_BP,
             sizes={"attention": attention_BP},
         )
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides, layout = self.sides(candidate), self.layout
+        p_PK = self.p.T.expand(len(layout.pairs), -1)
+        pairs = AttentivePairs(self.attention, p_PK, layout.fields, sides)
+        return self.split_into(sides, FirstOrder(self.bias), pairs)

@@ -7,7 +7,7 @@ Shape suffixes, in every file of this package:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Literal, NamedTuple
@@ -15,6 +15,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models.split import Sides, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,19 @@ class Model(nn.Module, ABC):
     def inference(self) -> "Model":
         """The model to export: the same logits and terms, perhaps rewritten to run faster."""
         return self
+
+    def split(self, candidate: Sequence[int]) -> Split | None:
+        """This model in eval mode, taken apart for ranking, where these are the positions of a candidate's fields.
+
+        None where nothing is gained, or nobody wrote it: a ranking then scores whole rows.
+        """
+        return None
+
+    def sides(self, candidate: Sequence[int]) -> Sides:
+        """The fields of the context and of a candidate. Raises RuntimeError in training mode."""
+        if self.training:
+            raise RuntimeError("split() speaks of the model as it is served: call eval() first")
+        return Sides.of(self.layout.fields, candidate)
 
     def slot_terms(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
         """w_i x_i for every slot, [B, S]."""

@@ -10,12 +10,14 @@ Both parts read the same embeddings; the network is that of Wide & Deep.
 Shapes: see models/base.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from models.base import Explanation
-from models.wide_deep import WideDeep
+from models.split import FirstOrder, Pairs, Split
+from models.wide_deep import WideDeep, split_network
 
 
 class DeepFM(WideDeep):
@@ -39,3 +41,8 @@ class DeepFM(WideDeep):
             pair_BP=self.pair_dots(e_BFK, e_BFK),
             residual_B=self.deep(e_BFK),
         )
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides = self.sides(candidate)
+        deep = split_network(self.network, self.layout, sides)
+        return self.split_into(sides, FirstOrder(self.bias), Pairs(), deep)

@@ -8,6 +8,7 @@ Both parts read the same embeddings. T_ij, F_ij and the factor P: see models/int
 Shapes: see models/base.py; D is the width of z_L.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from models.base import Explanation, Layout
 from models.interaction_fm import InteractionFM
 from models.mlp import Network, NetworkConfig
+from models.split import FirstOrder, Split
+from models.wide_deep import split_network
 
 
 class DeepIFM(InteractionFM):
@@ -41,6 +44,11 @@ class DeepIFM(InteractionFM):
         terms, sizes, slot_BS = super().explain(ids_BS, values_BS)
         residual_B = self._deep(self.embed(ids_BS, values_BS))
         return Explanation(terms._replace(residual=residual_B), sizes, slot_BS)
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides = self.sides(candidate)
+        deep = split_network(self.network, self.layout, sides)
+        return self.split_into(sides, FirstOrder(self.bias), self.split_pairs(sides), deep)
 
     def _deep(self, e_BFK: Tensor) -> Tensor:
         deep_B: Tensor = self.network(self.dropout(e_BFK.flatten(1)))

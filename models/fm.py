@@ -6,6 +6,7 @@
 Shapes: see models/base.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from models.base import Explanation, Layout
 from models.config import FactorConfig
 from models.dropout import Dropout
 from models.interactions import FactorModel
+from models.split import FirstOrder, Pairs, Split
 
 
 class FM(FactorModel):
@@ -33,3 +35,6 @@ class FM(FactorModel):
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
         e_BFK = self.embed(ids_BS, values_BS)
         return self.explanation(self.slot_terms(ids_BS, values_BS), pair_BP=self.pair_dots(e_BFK, e_BFK))
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        return self.split_into(self.sides(candidate), FirstOrder(self.bias), Pairs())

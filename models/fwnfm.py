@@ -10,12 +10,14 @@ Shapes: see models/base.py.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.base import Layout, Model
 from models.nfm import NFM
+from models.split import Split
 
 
 class FwNFM(NFM):
@@ -37,6 +39,9 @@ class FwNFM(NFM):
 
     def pair_dots(self, left_BFK: Tensor, right_BFK: Tensor) -> Tensor:
         return super().pair_dots(left_BFK, right_BFK) * self.r
+
+    def split(self, candidate: Sequence[int]) -> Split | None:
+        return None  # the context's vectors have another sum for every field of a candidate
 
     def _weights(self) -> Tensor:
         """r_fg above the diagonal, 0 elsewhere, [F, F]."""

@@ -9,6 +9,7 @@ https://doi.org/10.24963/ijcai.2019/203
 Shapes: see models/base.py; D is the width of U_x.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,8 @@ from models.base import Explanation, Layout, Sizes
 from models.config import FactorConfig, require_dropout, require_widths
 from models.dropout import Dropout
 from models.interactions import FactorModel
-from models.mlp import mlp
+from models.mlp import mlp, opened
+from models.split import Part, Sides, Split, SplitLinear, pair_sum, sum_fields
 
 
 class IFM(FactorModel):
@@ -64,6 +66,10 @@ class IFM(FactorModel):
             sizes={"factor": factor_BF},
         )
 
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides = self.sides(candidate)
+        return self.split_into(sides, ScaledTerms(self.bias, self.fen, sides))
+
     def _factor_of_slot(self, factor_BF: Tensor) -> Tensor:
         return factor_BF if self.field_of_slot_FS is None else factor_BF @ self.field_of_slot_FS
 
@@ -82,3 +88,36 @@ class FactorEstimatingNetwork(nn.Module):
     def forward(self, e_BFK: Tensor) -> Tensor:
         u_BD: Tensor = self.mlp(e_BFK.flatten(1))
         return self.fields * (u_BD @ self.P).softmax(1)
+
+
+class ScaledTerms(Part):
+    """The whole logit. The candidate changes the factors m of all fields, those of the context included.
+
+    What remains of the context are its first-order terms w, its vectors E, and of them the products G of every pair:
+    Σ m_c w_c + Σ_{c<d} m_c m_d G_cd + <Σ m_c e_c, Σ m_d e_d>. The first layer of the FEN is the sum of two.
+    """
+
+    state = ("first_order", "estimate", "vectors", "products")
+
+    def __init__(self, bias: Tensor, fen: FactorEstimatingNetwork, sides: Sides) -> None:
+        super().__init__()
+        self.bias = nn.Buffer(bias.detach(), persistent=False)
+        self.fields, self.of_context = fen.fields, len(sides.context)
+        first, self.rest = opened(fen.mlp, fen.P[:, [*sides.context, *sides.candidate]])
+        self.first = SplitLinear(first, fen.fields, sides)
+
+    def context(self, first_1C: Tensor, e_1CK: Tensor) -> tuple[Tensor, ...]:
+        e_CK = e_1CK.squeeze(0)
+        return first_1C, self.first.context(e_1CK), e_CK.T, (e_CK @ e_CK.T).triu(1)
+
+    def candidates(self, first_ND: Tensor, e_NDK: Tensor, state: Sequence[Tensor]) -> Tensor:
+        first_1C, constant_1H, e_KC, products_CC = state
+        factor_NF = self.fields * self.rest(self.first.candidates(e_NDK, constant_1H)).softmax(1)
+        m_NC, m_ND = factor_NF.tensor_split([self.of_context], 1)
+        scaled_NDK = e_NDK * m_ND.unsqueeze(2)
+        of_context_NC = torch.addmm(first_1C, m_NC, products_CC) + sum_fields(scaled_NDK) @ e_KC
+        terms_N1 = (m_NC * of_context_NC).sum(1, keepdim=True) + (m_ND * first_ND).sum(1, keepdim=True)
+        logits_N1: Tensor = terms_N1 + self.bias
+        if e_NDK.shape[1] > 1:
+            logits_N1 = logits_N1 + pair_sum(scaled_NDK).sum(1, keepdim=True)
+        return logits_N1

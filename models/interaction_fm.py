@@ -13,17 +13,19 @@ Shapes: see models/base.py; L is field_dim (K_F in the paper), C the pairs of a 
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from models.attention import Attention
+from models.attention import Attention, AttentivePairs, Within
 from models.base import Explanation, Layout, Model, Sizes
 from models.config import FactorConfig, require_positive
 from models.dropout import Dropout
 from models.interactions import FactorModel
+from models.split import FirstOrder, Part, Sides, Split, pairs_across, pairs_within
 
 Aspects = Literal["both", "feature", "field"]
 
@@ -154,6 +156,19 @@ class InteractionFM(InteractionAware):
         pair_BP = sizes["attention"] * len(self.layout.pairs) * dots_BP if "attention" in sizes else dots_BP
         return self.explanation(self.slot_terms(ids_BS, values_BS), pair_BP=pair_BP, sizes=sizes)
 
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides = self.sides(candidate)
+        return self.split_into(sides, FirstOrder(self.bias), self.split_pairs(sides))
+
+    def split_pairs(self, sides: Sides) -> Part:
+        """What `pair_sum` gives, taken apart."""
+        fields, pairs = self.layout.fields, len(self.layout.pairs)
+        ones_PK = self.embedding.new_ones(pairs, self.embedding.shape[1])
+        F_PK = self.field_vectors() if self.has_field_aspect else ones_PK
+        if self.attention is None:
+            return WeightedPairs(F_PK, fields, sides)
+        return AttentivePairs(self.attention, pairs * F_PK, fields, sides)
+
     def pair_sum(self, e_BFK: Tensor) -> Tensor:
         """P Σ T_ij <F_ij, e_i ⊙ e_j>, [B]; of a sample of the pairs where one is asked for in training."""
         sampled = self.training and self.sample_pairs > 0
@@ -190,6 +205,26 @@ class InteractionFM(InteractionAware):
 
     def _sampling_weights(self) -> Tensor:
         return self.field_norms() if self.has_field_aspect else self.bias.new_ones(len(self.layout.pairs))
+
+
+class WeightedPairs(Part):
+    """Σ <F_ij, e_i ⊙ e_j>, with a vector F_ij for every pair [P, K]."""
+
+    state = ("pairs", "vectors")
+
+    def __init__(self, F_PK: Tensor, fields: int, sides: Sides) -> None:
+        super().__init__()
+        self.F_DCK = nn.Buffer(F_PK[pairs_across(sides, fields)].detach(), persistent=False)
+        self.within = nn.ModuleList(Within(len(side), F_PK[pairs_within(side, fields)]) for side in sides)
+
+    def context(self, first_1C: Tensor, e_1CK: Tensor) -> tuple[Tensor, ...]:
+        _, dots_1P = self.within[0](e_1CK)
+        return dots_1P.sum(1, keepdim=True), (self.F_DCK * e_1CK).sum(1).reshape(-1, 1)
+
+    def candidates(self, first_ND: Tensor, e_NDK: Tensor, state: Sequence[Tensor]) -> Tensor:
+        constant_11, vectors_Y1 = state
+        met_N1 = e_NDK.flatten(1) @ vectors_Y1 + constant_11
+        return met_N1 + self.within[1](e_NDK)[1].sum(1, keepdim=True) if e_NDK.shape[1] > 1 else met_N1
 
 
 @torch.no_grad()

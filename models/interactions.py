@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from models.base import Layout, Model
 from models.config import FactorConfig
+from models.split import Part, Sides, Split, pair_sum
 
 
 class FactorModel(Model):
@@ -27,6 +28,10 @@ class FactorModel(Model):
         zeros_N1 = torch.zeros_like(self.weight, requires_grad=False)
         del self.weight
         self.register_buffer("weight", zeros_N1)
+
+    def split_into(self, sides: Sides, *parts: Part) -> Split:
+        """A split of this model's own tables into these parts."""
+        return Split(sides, self.layout.widths, self.weight, self.embedding, parts)
 
     def embed(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
         """e_f = Σ x_i v_i over the slots of field f, [B, F, K]."""
@@ -53,5 +58,4 @@ class FactorModel(Model):
         """Σ_{f<g} e_f ⊙ e_g, [B, K], in O(KF)."""
         if self.training:  # ½[(Σ e)² − Σ e²]: its gradient is the cheaper one
             return 0.5 * (e_BFK.sum(1).square() - e_BFK.square().sum(1))
-        # Σ_g e_g ⊙ Σ_{f<g} e_f: no squares to cancel, so a large value costs no digits.
-        return (e_BFK[:, 1:] * e_BFK.cumsum(1)[:, :-1]).sum(1)
+        return pair_sum(e_BFK)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from models.config import FactorConfig, require_dropout, require_widths
 from models.dropout import Dropout
@@ -55,6 +56,19 @@ class Network(nn.Module):
     def forward(self, z_BD: Tensor) -> Tensor:
         hidden_BD: Tensor = self.mlp(z_BD)
         return (hidden_BD @ self.h).squeeze(1)
+
+
+def opened(layers: nn.Sequential, last_DO: Tensor) -> tuple[nn.Linear, nn.Module]:
+    """x -> layers(x) @ last in eval mode, as a linear layer and the rest behind it. Batch norm is in the layer."""
+    last = nn.Linear(len(last_DO), last_DO.shape[1], bias=False)
+    last.weight = nn.Parameter(last_DO.detach().T.contiguous())
+    if not len(layers):
+        return last, nn.Identity()
+    first, *rest = layers
+    assert isinstance(first, nn.Linear)
+    if isinstance(rest[0], nn.BatchNorm1d):
+        first, rest = fuse_linear_bn_eval(first, rest[0]), rest[1:]
+    return first, nn.Sequential(*rest, last)
 
 
 def mlp(

@@ -10,6 +10,7 @@ With no layers h is fixed at 1 and, without batch norm and dropout, NFM is FM (s
 Shapes: see models/base.py; D is the width of z_L.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from models.base import Explanation, Layout
 from models.dropout import Dropout
 from models.interactions import FactorModel
-from models.mlp import NetworkConfig, mlp
+from models.mlp import NetworkConfig, mlp, opened
+from models.split import FirstOrder, Part, Split, pair_sum, sum_fields
 
 
 class NFM(FactorModel):
@@ -70,3 +72,48 @@ class NFM(FactorModel):
         axes_KK = torch.eye(self.embedding.shape[1]).to(self.embedding)
         at_zero = self.network(torch.zeros_like(axes_KK[:1])).squeeze(0)
         return at_zero, self.network(axes_KK) - at_zero
+
+    def split(self, candidate: Sequence[int]) -> Split | None:
+        first, rest = opened(self.mlp, self.h)
+        norm = self.pooling[0] if isinstance(self.pooling[0], nn.BatchNorm1d) else None
+        return self.split_into(self.sides(candidate), FirstOrder(self.bias), PooledPairs(norm, first, rest))
+
+
+class PooledPairs(Part):
+    """A network of f_BI = b_C + Σ_C e ⊙ Σ_D e + b_D, where b is f_BI of one side alone.
+
+    Its first layer W is linear: W (Σ_C e ⊙ Σ_D e) = (W diag(Σ_C e)) Σ_D e, so that the context leaves one matrix.
+    """
+
+    state = ("network", "slopes")
+
+    def __init__(self, norm: nn.BatchNorm1d | None, first: nn.Linear, rest: nn.Module) -> None:
+        super().__init__()
+        W_HK, bias_H = first.weight.detach(), first.weight.new_zeros(first.out_features)
+        if first.bias is not None:
+            bias_H = bias_H + first.bias.detach()
+        if norm is not None:
+            scale_K, shift_K = _affine(norm)
+            W_HK, bias_H = W_HK * scale_K, bias_H + W_HK @ shift_K
+        self.W_KH = nn.Buffer(W_HK.T.contiguous(), persistent=False)
+        self.bias_H = nn.Buffer(bias_H, persistent=False)
+        self.rest = rest
+
+    def context(self, first_1C: Tensor, e_1CK: Tensor) -> tuple[Tensor, ...]:
+        return torch.addmm(self.bias_H, pair_sum(e_1CK), self.W_KH), e_1CK.sum(1).T * self.W_KH
+
+    def candidates(self, first_ND: Tensor, e_NDK: Tensor, state: Sequence[Tensor]) -> Tensor:
+        constant_1H, slopes_KH = state
+        hidden_NH = torch.addmm(constant_1H, sum_fields(e_NDK), slopes_KH)
+        if e_NDK.shape[1] > 1:
+            hidden_NH = torch.addmm(hidden_NH, pair_sum(e_NDK), self.W_KH)
+        summand_N1: Tensor = self.rest(hidden_NH)
+        return summand_N1
+
+
+def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of batch norm in eval mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale_K = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+    return scale_K, norm.bias.detach() - norm.running_mean * scale_K

@@ -9,6 +9,7 @@ The paper's wide part also crosses features by hand; here it is the features the
 Shapes: see models/base.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 from models.base import Layout
 from models.deep import Deep
 from models.dropout import Dropout
-from models.mlp import Network, NetworkConfig
+from models.mlp import Network, NetworkConfig, opened
+from models.split import FirstOrder, Sides, Split, SplitNetwork
 
 
 class WideDeep(Deep):
@@ -34,3 +36,12 @@ class WideDeep(Deep):
     def deep(self, e_BFK: Tensor) -> Tensor:
         deep_B: Tensor = self.network(self.dropout(e_BFK.flatten(1)))
         return deep_B
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        sides = self.sides(candidate)
+        return self.split_into(sides, FirstOrder(self.bias), split_network(self.network, self.layout, sides))
+
+
+def split_network(network: Network, layout: Layout, sides: Sides) -> SplitNetwork:
+    """A network of [e_1 … e_F], taken apart."""
+    return SplitNetwork(*opened(network.mlp, network.h), layout.fields, sides)

@@ -13,7 +13,7 @@ from msgspec.structs import astuple
 from pydantic import BaseModel
 
 from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numeric
-from bundle.encoder import Column
+from bundle.rows import Column
 from bundle.schema import FittedField
 from service import messages
 from service.errors import BodyRefused, Refusal, of_context
@@ -27,6 +27,13 @@ class Table(NamedTuple):
 
     columns: Sequence[Column | None]
     length: int
+
+    def rows(self, names: Sequence[str]) -> list[Instance]:
+        """The rows again, of the fields that have a column; `names` are those of the schema."""
+        columns = {name: column for name, column in zip(names, self.columns, strict=True) if column is not None}
+        if not columns:
+            return [{} for _ in range(self.length)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 class PredictAsked(NamedTuple):
@@ -45,6 +52,7 @@ class RankAsked(NamedTuple):
     context: Table
     candidates: Table
     top_k: int | None
+    explain: int | None
 
 
 class Decoder:
@@ -78,7 +86,7 @@ class Decoder:
         else:
             candidates = self._columns(body.columns, limit)
         self._check_apart(context, candidates)
-        return RankAsked(context, candidates, body.top_k)
+        return RankAsked(context, candidates, body.top_k, body.explain)
 
     def _read(self, request: type[BaseModel], raw: bytes) -> Any:
         """A body by msgspec, or else by pydantic: the attributes are the same, rows are structs or dicts."""
@@ -156,6 +164,7 @@ class _Rank(Struct, Generic[R, C], forbid_unknown_fields=True):
     candidates: list[R] | None = None
     columns: C | None = None
     top_k: Annotated[int, Meta(ge=1)] | None = None
+    explain: Annotated[int, Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         _require_one(self.candidates, self.columns)

@@ -52,6 +52,7 @@ class RankRequest(_Message):
     candidates: list[Instance] | None = Field(default=None, description="one object {field: value} a candidate")
     columns: Columns | None = Field(default=None, description="the candidates as one list of values a field")
     top_k: int | None = Field(default=None, ge=1, description="candidates to answer; the setting top_k unless given")
+    explain: int | None = Field(default=None, ge=1, description="candidates to explain, of those answered")
 
     @model_validator(mode="before")
     @classmethod
@@ -141,7 +142,8 @@ class Ranked(_Message):
 
 class RankAnswer(_Answer):
     ranked: list[Ranked] = Field(description="best first; ties by lower index")
-    path: Literal["split", "flat"]
+    path: Literal["split", "flat"] = Field(description="split: the context was computed once")
+    explanations: list[Explanation] | None = Field(default=None, description="of the first ones, where asked for")
 
 
 class Live(_Message):

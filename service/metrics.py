@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
-ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
 LOGIT_ERRORS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -41,7 +41,7 @@ class Metrics:
         )
         self.inference_seconds = Histogram(
             "factorlens_inference_seconds",
-            "One run of a graph in onnxruntime; graph is score or explain",
+            "One run of a graph in onnxruntime; graph is score, explain, rank_context or rank_candidates",
             ("model", "graph"),
             buckets=SECONDS,
             registry=self.registry,

@@ -1,4 +1,4 @@
-"""One version of a model, loaded: its decoder, encoder and two graphs, with a clock and counters on them."""
+"""One version of a model, loaded: its decoder, its encoder and its graphs, with a clock and counters on them."""
 
 import time
 import timeit
@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Predictor, explanation
-from bundle.encoder import Row
-from bundle.explanation import Arrays, RowExplanation
-from bundle.session import Provider, Session
+from bundle import EncodedRows, Encoder, Predictor, explanation
+from bundle.explanation import RowExplanation
+from bundle.manifest import GraphName
+from bundle.rows import Row
+from bundle.session import Provider
 from service.batcher import Batcher, Scored
 from service.decoder import Decoder, Table
 from service.messages import Instance
@@ -23,8 +24,11 @@ from service.metrics import Metrics
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
 EXPLAINED_PER_RUN: Final = 128
+CANDIDATES_PER_RUN: Final = 512  # a candidate whose context is known needs a fraction of a row's memory
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
 REPEATS: Final = 5  # of each measurement; the quickest counts
+
+T = TypeVar("T")
 
 Verb = Literal["predict", "explain", "rank"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
@@ -40,13 +44,14 @@ class Runtime:
         self.predictor, self.schema, self.encoder = predictor, predictor.schema, predictor.encoder
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
         self.decoder = Decoder(predictor.encoder)
+        self.ranking = predictor.ranking
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self._metrics = metrics
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
         self._runs = {
             graph: (metrics.run_rows.labels(*labels), metrics.inference_seconds.labels(*labels))
-            for graph in ("score", "explain")
+            for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
         # On a processor that is shared with others only the thread's own time says how long a run is.
@@ -69,13 +74,17 @@ class Runtime:
 
     def count(self, rows: EncodedRows) -> NDArray[np.bool_]:
         """Count rows and the unknown values among them, and return which are unknown, [B, F]."""
-        unknown, model = self.encoder.unknown(rows.ids), self.manifest.name
+        unknown = self.encoder.unknown(rows.ids)
         self._rows.inc(len(unknown))
-        if unknown.any():
-            for field, found in zip(self.schema.names, unknown.sum(axis=0).tolist(), strict=True):
-                if found:
-                    self._metrics.unknown_values.labels(model, field).inc(found)
+        self._count_unknown(self.encoder, unknown)
         return unknown
+
+    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.bool_], times: int = 1) -> None:
+        if not unknown.any():
+            return
+        for field, found in zip(encoder.names, unknown.sum(axis=0).tolist(), strict=True):
+            if found:
+                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found * times)
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -86,11 +95,25 @@ class Runtime:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
+    def rank(self, context: EncodedRows, candidates: EncodedRows) -> NDArray[np.float32]:
+        """Count the candidates as `count` does, and give their logits [B], with the one context computed once.
+
+        Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
+        """
+        ranking, rows = self.ranking, len(candidates.ids)
+        assert ranking is not None
+        self._rows.inc(rows)
+        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids), rows)
+        self._count_unknown(ranking.of_candidate, ranking.of_candidate.unknown(candidates.ids))
+        of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
+        parts = _parts(candidates, CANDIDATES_PER_RUN)
+        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))
+
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
         explanations: list[RowExplanation] = []
         for part in _parts(rows, EXPLAINED_PER_RUN):
-            logits, arrays = self._score(part), self._run("explain", self.predictor.explanations, part)
+            logits, arrays = self._score(part), self._run("explain", self.predictor.explanations.run, part)
             named = raw[len(explanations) : len(explanations) + len(part.ids)]
             explanations += explanation.explain(self.predictor.bundle, named, part, logits, arrays, top_k=top_k)
         for each in explanations:
@@ -98,14 +121,11 @@ class Runtime:
         return explanations
 
     def _score(self, rows: EncodedRows) -> NDArray[np.float32]:
-        logits = self._run("score", self.predictor.score, rows)["logit"]
-        if not np.isfinite(logits).all():  # a link would hide it: a clip of infinity looks like a prediction
-            raise ArithmeticError("the score graph gave a logit that is not finite")
-        return logits
+        return _finite(self._run("score", self.predictor.score.run, rows)["logit"])
 
-    def _run(self, graph: Literal["score", "explain"], session: Session, rows: EncodedRows) -> Arrays:
+    def _run(self, graph: GraphName, act: Callable[[EncodedRows], T], rows: EncodedRows) -> T:
         started = time.perf_counter()
-        answers = session.run(rows)
+        answers = act(rows)
         size, seconds = self._runs[graph]
         size.observe(len(rows.ids))
         seconds.observe(time.perf_counter() - started)
@@ -113,13 +133,13 @@ class Runtime:
 
 
 def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> Runtime:
-    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm both graphs.
+    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them.
 
     Raises BundleError with the reason where any of it fails.
     """
     predictor = bundle.open(path, provider=provider, threads=threads)
     for rows in (1, EXPLAINED_PER_RUN):
-        predictor.explain(_golden(predictor, rows))
+        predictor.explain(_golden(predictor, rows))  # a ranking is warm: its golden rows were compared
     return Runtime(predictor, metrics)
 
 
@@ -127,6 +147,12 @@ def best_rows(seconds: Mapping[int, float]) -> int:
     """Of {rows: seconds of a run}, the fewest rows whose cost of one row is next to the least."""
     least = min(taken / rows for rows, taken in seconds.items())
     return min(rows for rows, taken in seconds.items() if taken / rows <= CLOSE * least)
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(logits).all():  # a link would hide it: a clip of infinity looks like a prediction
+        raise ArithmeticError("a graph gave a logit that is not finite")
+    return logits
 
 
 def _measured(predictor: Predictor, clock: Callable[[], float]) -> dict[int, float]:

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     threads: int = Field(default=1, ge=1, description="threads onnxruntime may use inside one run of a graph")
     versions: int = Field(default=2, ge=1, description="how many good versions of a model to load, newest first")
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
-    max_candidates: int = Field(default=10_000, ge=1, description="candidates that one rank may hold")
+    max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
     patience: float = Field(
         default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"

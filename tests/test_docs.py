@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bundle import EncodedRows
-from bundle.encoder import LARGEST
 from bundle.schema import Categorical, Hash, Multi, Numeric
 from bundle.session import Session
+from bundle.values import LARGEST
 from models import MODELS, Layout, Model
 from service import messages, metrics, settings
 from service.app import create_app

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bundle import Categorical, Coded, Multi, Numeric
-from bundle.encoder import Column
+from bundle.rows import Column
 from bundle.schema import Kind
 from training.delimited import is_number, quoted
 from training.errors import DataError

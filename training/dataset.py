@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle import Coded, EncodedRows, Encoder, InputError
-from bundle.encoder import Column
+from bundle.rows import Column
 from bundle.schema import Kind
 from bundle.vocabulary import Vocabulary
 from training.cache import Stored, entry_of, growing, load

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, FeatureSchema, store, vocabulary
-from bundle.manifest import File, Graph, GraphName, Label, Manifest, Provenance, Size, Split, clip_link
+from bundle.manifest import ROW_GRAPHS, File, Graph, GraphName, Label, Manifest, Provenance, Size, Split, clip_link
+from bundle.predictor import REPLAY_TOLERANCE
+from bundle.ranking import Ranking
 from bundle.session import Session
 from bundle.vocabulary import Vocabulary
 from models import Explanation, Model
@@ -55,18 +57,21 @@ def export(trained: Trained, root: Path) -> Path:
     """
     recipe, model = trained.recipe, trained.fitted.model.eval()
     with store.stage(root, recipe.name) as folder:
-        graphs = write_graphs(model, folder)
+        graphs = write_graphs(model, folder, trained.schema.fields)
         (folder / store.SCHEMA).write_text(trained.schema.model_dump_json(indent=1))
         positions = {trained.schema.names.index(name): values for name, values in trained.vocabularies.items()}
         vocabulary.save(folder / store.VOCABULARY, positions)
-        sessions = {name: Session(folder, graph) for name, graph in graphs.items()}
+        sessions = {name: Session(folder, graphs[name]) for name in ROW_GRAPHS}
         rows = golden_rows(
             trained.schema, trained.vocabularies, (trained.train, trained.validation), seed=recipe.fit.seed
         )
-        golden = Encoder(trained.schema, trained.vocabularies).rows(rows)
+        encoder = Encoder(trained.schema, trained.vocabularies)
+        golden = encoder.rows(rows)
         sample = next(_encoded_batches(trained.validation, PARITY_ROWS))
         for part in (golden, sample):
             _check_parity(model, part, _answers(sessions, part))
+        if "rank_context" in graphs:
+            _check_ranking(Ranking(folder, graphs, encoder), golden, sessions)
         (folder / store.GOLDEN_ROWS).write_text(json.dumps(rows, ensure_ascii=False, allow_nan=False))
         answers = _answers(sessions, golden)
         np.savez(folder / store.GOLDEN_ANSWERS, allow_pickle=False, **answers)
@@ -136,6 +141,16 @@ def _check_parity(model: Model, rows: EncodedRows, answers: Arrays) -> None:
                 f"onnxruntime and torch differ in {name}, row {row}, by {excess.max():.1e} of the row's terms "
                 f"(allowed: {PARITY_TOLERANCE:g}): nothing was written"
             )
+
+
+def _check_ranking(ranking: Ranking, golden: EncodedRows, sessions: dict[GraphName, Session]) -> None:
+    """The context once, against whole rows; as strictly as the bundle will be held to it whenever it is opened."""
+    error = ranking.disagreement(golden, sessions["score"], sessions["explain"])
+    if not error <= REPLAY_TOLERANCE:
+        raise ExportRefused(
+            f"ranking with the context once gives other logits than scoring whole rows, by {error:.1e} of a row's "
+            f"terms (allowed: {REPLAY_TOLERANCE:g}): nothing was written"
+        )
 
 
 def course(recipe: Recipe, fitted: Fitted, train: Dataset) -> dict[str, Any]:

@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir
@@ -15,12 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.manifest import Graph, GraphName
+from bundle.schema import FittedField
 from bundle.store import WEIGHTS
 from models import LogitTerms, Model
+from models.split import Split
 
 ALIGNMENT = 4096  # so that weights can be memory-mapped
 SHARED_BYTES = 1024  # smaller constants stay inside the graph
+BATCH = 2  # rows to export with: one row would be taken for a constant
 STATE = "state"  # metadata of the explain graph: where the weights file has each tensor of the model's state
+
+
+@dataclass(frozen=True)
+class _Exportable:
+    """What the manifest says of a graph, and what it is made from: a module and examples of its arguments."""
+
+    said: Graph
+    module: nn.Module
+    ids: Tensor
+    state: tuple[Tensor, ...] = ()
 
 
 class ScoreGraph(nn.Module):
@@ -46,28 +61,47 @@ class ExplainGraph(nn.Module):
         return (*terms, slot, *(sizes[name] for name in self.model.sizes))
 
 
-def write_graphs(model: Model, folder: Path) -> dict[GraphName, Graph]:
-    """Export both graphs of `model.inference()`; every large constant is stored once, in one file.
+class RankContextGraph(nn.Module):
+    """ids, values of the one context, [1, its slots] → the state."""
 
-    The same file keeps the model's own state: an exported graph has folded some of it into other numbers.
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.split = split
+
+    def forward(self, ids: Tensor, values: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.split.context(ids, values)
+
+
+class RankCandidatesGraph(nn.Module):
+    """ids, values of the candidates, [B, their slots], and the state → logit [B]."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.split = split
+
+    def forward(self, ids: Tensor, values: Tensor | None = None, state: Sequence[Tensor] = ()) -> Tensor:
+        return self.split.candidates(state, ids, values)
+
+
+def write_graphs(model: Model, folder: Path, fields: Sequence[FittedField] = ()) -> dict[GraphName, Graph]:
+    """Export the graphs of `model.inference()`; every large constant is stored once, in one file.
+
+    Score and explain are always there; where `fields` has fields of a candidate and others, and the model can be split,
+    so are the two of a ranking. The file of weights keeps the model's own state, too: an exported graph has folded
+    some of it into other numbers.
     """
     served = model.inference().eval()
-    inputs = ("ids", "values") if served.layout.needs_values else ("ids",)
-    graphs: dict[GraphName, Graph] = {
-        "score": Graph(file="score.onnx", inputs=inputs, outputs=("logit",)),
-        "explain": Graph(file="explain.onnx", inputs=inputs, outputs=(*LogitTerms._fields, "slot", *served.sizes)),
-    }
-    modules: dict[GraphName, nn.Module] = {"score": ScoreGraph(served), "explain": ExplainGraph(served)}
+    graphs = {**_of_rows(served), **_of_ranking(served, fields)}
     with (folder / WEIGHTS).open("wb") as file:
         weights = _Weights(file)
         for name, graph in graphs.items():
-            exported = _export(modules[name].eval(), served, graph)
+            exported = _export(graph)
             weights.move_out(exported)
             if name == "explain":
                 places = {key: weights.place(tensor) for key, tensor in model.state_dict().items()}
                 exported.metadata_props[STATE] = json.dumps(places)
-            onnx_ir.save(exported, folder / graph.file)
-    return graphs
+            onnx_ir.save(exported, folder / graph.said.file)
+    return {name: graph.said for name, graph in graphs.items()}
 
 
 def read_state(folder: Path, graph: Graph) -> dict[str, Tensor] | None:
@@ -84,26 +118,77 @@ def _tensor_at(whole: NDArray[np.uint8], *, dtype: str, shape: list[int], offset
     return torch.from_numpy(whole[offset : offset + length].view(dtype).reshape(shape))
 
 
-def _export(module: nn.Module, model: Model, graph: Graph) -> onnx_ir.Model:
-    rows = (2, model.layout.slots)  # with one row the exporter would take the batch for a constant
-    arguments = (torch.ones(rows, dtype=torch.int64), torch.ones(rows))[: len(graph.inputs)]
-    # Named on ids only: values then share the axis, and naming it twice is a warning.
-    axes = ({0: "batch"}, {0: torch.export.Dim.DYNAMIC})[: len(graph.inputs)]
+def _of_rows(served: Model) -> dict[GraphName, _Exportable]:
+    """Score and explain: a logit and its terms of whole rows."""
+    inputs = ("ids", "values") if served.layout.needs_values else ("ids",)
+    score = Graph(file="score.onnx", inputs=inputs, outputs=("logit",))
+    explain = Graph(file="explain.onnx", inputs=inputs, outputs=(*LogitTerms._fields, "slot", *served.sizes))
+    ids = _ids(BATCH, served.layout.slots)
+    return {
+        "score": _Exportable(score, ScoreGraph(served), ids),
+        "explain": _Exportable(explain, ExplainGraph(served), ids),
+    }
+
+
+def _of_ranking(served: Model, fields: Sequence[FittedField]) -> dict[GraphName, _Exportable]:
+    """The context's and the candidates' graph; none where a side has no fields, or the model is not split."""
+    of_candidate = [position for position, field in enumerate(fields) if field.kind.source == "item"]
+    split = served.split(of_candidate) if 0 < len(of_candidate) < len(fields) else None
+    if split is None:
+        return {}
+    sides = [[fields[position] for position in side] for side in split.sides]
+    (context, candidates), (one, many) = (
+        [("ids", "values") if any(field.needs_values for field in side) else ("ids",) for side in sides],
+        [_ids(rows, sum(field.kind.width for field in side)) for rows, side in zip((1, BATCH), sides, strict=True)],
+    )
+    with torch.no_grad():
+        state = split.context(one)
+    said = {
+        "rank_context": Graph(file="rank_context.onnx", inputs=context, outputs=split.state),
+        "rank_candidates": Graph(file="rank_candidates.onnx", inputs=(*candidates, *split.state), outputs=("logit",)),
+    }
+    return {
+        "rank_context": _Exportable(said["rank_context"], RankContextGraph(split), one),
+        "rank_candidates": _Exportable(said["rank_candidates"], RankCandidatesGraph(split), many, state),
+    }
+
+
+def _ids(rows: int, slots: int) -> Tensor:
+    return torch.ones(rows, slots, dtype=torch.int64)
+
+
+def _export(graph: _Exportable) -> onnx_ir.Model:
+    arguments, axes = _arguments(graph)
     for chatty in ("torch.onnx._internal.exporter._registration", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         program = torch.onnx.export(
-            module,
-            arguments,
+            graph.module.eval(),
+            kwargs=arguments,
             dynamo=True,
             dynamic_shapes=axes,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
+            input_names=list(graph.said.inputs),
+            output_names=list(graph.said.outputs),
             verbose=False,
         )
     assert program is not None
     return program.model
+
+
+def _arguments(graph: _Exportable) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments by name, and which of their axes may have any length: the batch, unless it is one row for ever."""
+    has_values, has_batch = "values" in graph.said.inputs, len(graph.ids) > 1
+    arguments: dict[str, Any] = {"ids": graph.ids}
+    axes: dict[str, Any] = {"ids": {0: "batch"} if has_batch else None}
+    if has_values:
+        arguments["values"] = torch.ones(graph.ids.shape)
+        # Named on ids only: values then share the axis, and naming it twice is a warning.
+        axes["values"] = {0: torch.export.Dim.DYNAMIC} if has_batch else None
+    if graph.state:
+        # Lists: the exporter takes a tuple of axes for one.
+        arguments["state"], axes["state"] = list(graph.state), [{0: torch.export.Dim.STATIC}] * len(graph.state)
+    return arguments, axes
 
 
 class _Weights:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bundle.encoder import Coded, canonical
+from bundle.rows import Coded
 from bundle.schema import Categorical
+from bundle.values import canonical
 from training.errors import DataError
 from training.recipe import Split
 from training.sources import Source, column_values, numbers_of

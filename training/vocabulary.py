@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import Coded, FeatureSchema, InputError
-from bundle.encoder import Column, canonical, numbers
+from bundle.rows import Column
 from bundle.schema import Categorical, FittedField, Kind, Multi, Numeric
+from bundle.values import canonical, numbers
 from bundle.vocabulary import Vocabulary
 from training.dataset import Part
 from training.errors import DataError

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bundle import Categorical, Coded, Encoder, FeatureSchema, InputError, Multi, Numeric, SchemaError
-from bundle.encoder import canonical
 from bundle.schema import FittedField, Hash, Kind
+from bundle.values import canonical
 from bundle.vocabulary import Vocabulary
 
 # Every kind once. The first id of each field: 1, 7, 18, 22, 27, 29, 31; 36 ids with padding.

@@ -8,8 +8,9 @@ import pytest
 
 import bundle
 from bundle import BundleInvalid, InputError, Predictor
-from bundle.encoder import Row
 from bundle.explanation import RowExplanation, explain
+from bundle.manifest import RANK_GRAPHS, ROW_GRAPHS
+from bundle.rows import Row
 
 MODELS = ["lr", "fm", "nfm", "afm", "ifm"]
 ROWS: list[Row] = [
@@ -153,7 +154,54 @@ def test_replay_refuses_weights_that_were_changed_and_signed_again(tiny: Path, r
 def test_graphs_take_values_only_where_a_field_needs_them(bundles: Path, name: str, inputs: list[str]) -> None:
     model = bundle.open(bundles / name / "1")
     assert model.schema.needs_values == ("values" in inputs)
-    for graph in model.manifest.graphs.values():
+    for graph in (model.manifest.graphs[each] for each in ROW_GRAPHS):
         loaded = onnx.load(model.bundle.path / graph.file, load_external_data=False)
         assert [each.name for each in loaded.graph.input] == list(graph.inputs) == inputs
     assert np.all(np.isfinite(model.predict([{"user": "u1", "app": "a1"}, {}])))
+
+
+def test_a_ranking_computes_the_context_once(model: Predictor) -> None:
+    ranking, candidates = model.ranking, [{"app": f"a{at}", "tags": ["fun", "old"][: at % 3]} for at in range(5)] + [{}]
+    assert ranking is not None
+    for context in ({"user": "u1", "age": 31}, {"user": "nobody"}, {}):
+        state = ranking.state(ranking.of_context.rows([context]))
+        logits = ranking.logits(state, ranking.of_candidate.rows(candidates))
+        rows = [context | candidate for candidate in candidates]
+        terms = map(size_of_terms, model.explain(rows, top_k=100))
+        for logit, flat, scale in zip(logits, model.logits(model.encoder.rows(rows)), terms, strict=True):
+            assert abs(logit - flat) <= 1e-6 * (1 + scale)
+
+
+def test_a_ranking_of_other_logits_is_refused(tiny: Path, reseal: Callable[[], Path]) -> None:
+    path = tiny / "rank_candidates.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    last = graph.graph.node[-1]
+    assert list(last.output) == ["logit"]
+    last.output[0] = "other"
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["other"], ["logit"]))
+    onnx.save(graph, path)
+    with pytest.raises(BundleInvalid, match="ranking the golden rows gave other logits than scoring them"):
+        bundle.open(reseal())
+
+
+def test_a_bundle_without_a_ranking_is_opened(tiny: Path, reseal: Callable[[], Path]) -> None:
+    manifest = json.loads((tiny / "manifest.json").read_bytes())
+    for name in RANK_GRAPHS:
+        file = manifest["graphs"].pop(name)["file"]
+        del manifest["files"][file]
+        (tiny / file).unlink()
+    (tiny / "manifest.json").write_text(json.dumps(manifest))
+    assert bundle.open(reseal()).ranking is None
+
+
+def test_an_encoder_of_some_fields_gives_their_slots(model: Predictor) -> None:
+    whole = model.encoder.rows(ROWS)
+    some = model.encoder.only(["age", "tags"])
+    rows = [{name: row[name] for name in ("tags", "age") if name in row} for row in ROWS]
+    encoded = some.rows(rows)
+    assert some.names == ("tags", "age")
+    np.testing.assert_array_equal(encoded.ids, whole.ids[:, 2:])
+    np.testing.assert_array_equal(encoded.values, whole.values[:, 2:])
+    np.testing.assert_array_equal(some.unknown(encoded.ids), model.encoder.unknown(whole.ids)[:, 2:])
+    with pytest.raises(InputError, match="only the fields tags, age"):
+        some.rows([{"user": "u1"}])

@@ -196,6 +196,15 @@ def with_entry(**entries: object) -> Callable[[dict[str, object]], None]:
         (with_entry(version=0), "manifest.json at version: "),
         (with_entry(link="clip(2, 1)"), "a link is identity, sigmoid or clip(lo, hi) with lo < hi"),
         (lambda manifest: manifest["graphs"].pop("explain"), "a bundle has the graphs score and explain"),
+        (lambda manifest: manifest["graphs"].pop("rank_context"), "a bundle has the graphs score and explain, and may"),
+        (
+            lambda manifest: manifest["graphs"]["rank_context"].update(outputs=["pairs", "pairs"]),
+            "the rank_context graph answers a state, of different names",
+        ),
+        (
+            lambda manifest: manifest["graphs"]["rank_candidates"].update(inputs=["ids", "values"]),
+            "rank_candidates the state behind them",
+        ),
         (lambda manifest: manifest["files"].pop("golden.npz"), "golden.npz is not in the manifest"),
         (lambda manifest: manifest["graphs"]["score"].update(file="other.onnx"), "other.onnx is not in the manifest"),
         (lambda manifest: manifest["files"].update({"../x": manifest["files"]["golden.npz"]}), "../x is missing"),

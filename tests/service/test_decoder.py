@@ -235,7 +235,7 @@ def test_a_ranking_knows_which_fields_stand_where() -> None:
     asked = DECODER.rank(b'{"context": {"age": null}, "candidates": [{"user": "u1"}, {"tags": null}]}', limit=3)
     assert asked == CAREFUL.rank(b'{"context": {"age": null}, "candidates": [{"user": "u1"}, {"tags": null}]}', limit=3)
     assert asked == RankAsked(
-        Table([None, None, None, (None,)], 1), Table([["u1", None], None, [None, None], None], 2), None
+        Table([None, None, None, (None,)], 1), Table([["u1", None], None, [None, None], None], 2), None, None
     )
 
 

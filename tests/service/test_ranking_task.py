@@ -27,7 +27,9 @@ def test_candidates_are_ranked_by_logit(ranking: Client, scored: PredictAnswer) 
     answer = RankAnswer.model_validate_json(ranking.post(f"{MODEL}:rank", json=body).content)
     order = sorted(range(len(ROWS)), key=lambda index: (-scored.predictions[index], index))
     assert [each.index for each in answer.ranked] == order
-    assert [each.score for each in answer.ranked] == pytest.approx([scored.predictions[index] for index in order])
+    assert [each.score for each in answer.ranked] == pytest.approx(
+        [scored.predictions[index] for index in order], abs=1e-6
+    )
 
 
 def test_an_explanation_adds_up_to_the_logit(ranking: Client, scored: PredictAnswer) -> None:

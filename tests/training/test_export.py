@@ -1,6 +1,6 @@
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import bundle
 from bundle import Predictor, store
 from models import MODELS, Explanation, Layout, Model
 from models.fm import FM
+from models.split import FirstOrder, Split
 from training.dataset import digest
 from training.errors import ExportRefused
 from training.graphs import SHARED_BYTES, read_state, write_graphs
@@ -87,6 +88,41 @@ class Infinite(FM):
         return other
 
 
+class Missplit(FM):
+    """Exports a ranking that forgets what the candidate's vectors give."""
+
+    def split(self, candidate: Sequence[int]) -> Split:
+        return self.split_into(self.sides(candidate), FirstOrder(self.bias))
+
+
+def test_a_ranking_that_answers_otherwise_than_whole_rows_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "wrong", Missplit)
+    with pytest.raises(ExportRefused, match=r"ranking with the context once gives other logits .* nothing was written"):
+        export(tmp_path, "wrong")
+    assert list((tmp_path / "artifacts").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("source", ["item", "context"])
+def test_there_is_no_ranking_where_a_side_has_no_fields(tmp_path: Path, source: str) -> None:
+    fields = {name: {"kind": "categorical", "source": source} for name in ("user", "app")}
+    model = bundle.open(export(tmp_path, fields=fields))
+    assert model.manifest.graphs.keys() == {"score", "explain"}
+    assert model.ranking is None
+
+
+def test_a_model_that_is_not_split_has_no_ranking(tmp_path: Path) -> None:
+    assert bundle.open(export(tmp_path, "hofm")).ranking is None
+
+
+def test_a_side_takes_values_only_where_its_own_fields_need_them(tmp_path: Path) -> None:
+    fields = {"user": {"kind": "numeric"}, "app": {"kind": "categorical", "source": "item"}}
+    graphs = bundle.open(export(tmp_path, fields=fields)).manifest.graphs
+    assert graphs["score"].inputs == graphs["rank_context"].inputs == ("ids", "values")
+    assert "values" not in graphs["rank_candidates"].inputs
+
+
 @pytest.mark.parametrize(("model", "output"), [(Shifted, "logit"), (Misexplained, "pair"), (Infinite, "logit")])
 def test_graphs_that_answer_otherwise_than_torch_are_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[Model], output: str
@@ -131,10 +167,11 @@ def initializers(path: Path) -> Iterator[onnx.TensorProto]:
 def test_both_graphs_map_the_same_weights(opened: Opened, name: str) -> None:
     model = opened[name]
     table = (model.schema.size, 8)
-    score, explain = (external(model.bundle.path / model.manifest.graphs[g].file) for g in ("score", "explain"))
-    assert score[table] == explain[table]
+    score, explain, *ranking = (external(model.bundle.path / graph.file) for graph in model.manifest.graphs.values())
+    assert len(ranking) == 2
+    assert all(score[table] == explain[table] == graph[table] for graph in ranking)
     length = (model.bundle.path / store.WEIGHTS).stat().st_size
-    stored = set(score.values()) | set(explain.values())
+    stored = set().union(*(graph.values() for graph in (score, explain, *ranking)))
     assert sum(size for _, size in stored) <= length < sum(size for _, size in stored) + 4096 * len(stored)
 
 
@@ -199,7 +236,8 @@ def test_the_manifest_says_what_the_bundle_is(opened: Opened, log: Path) -> None
     assert manifest.provenance.packages["torch"] == metadata.version("torch")
     assert {"factorlens", "onnx", "numpy", "onnxruntime"} <= manifest.provenance.packages.keys()
     assert set(manifest.files) == {
-        "score.onnx", "explain.onnx", "weights.bin", "schema.json", "vocabulary.npz", "golden.json", "golden.npz",
+        "score.onnx", "explain.onnx", "rank_context.onnx", "rank_candidates.onnx", "weights.bin",
+        "schema.json", "vocabulary.npz", "golden.json", "golden.npz",
         "report.json",
     }  # fmt: skip
 
@@ -213,7 +251,9 @@ def test_sizes_exactness_and_inputs_are_the_models_own(opened: Opened) -> None:
     assert [name for name, model in opened.items() if not model.manifest.exact] == ["tiny-nfm"]
     for name, model in opened.items():
         inputs = ("ids",) if name == "ids-only-fm" else ("ids", "values")
-        assert {graph.inputs for graph in model.manifest.graphs.values()} == {inputs}
+        graphs = model.manifest.graphs
+        assert graphs["score"].inputs == graphs["explain"].inputs == graphs["rank_context"].inputs == inputs
+        assert graphs["rank_candidates"].inputs == (*inputs, *graphs["rank_context"].outputs)
 
 
 @pytest.mark.parametrize(("clip", "link"), [(True, "clip(-1.0, 1.0)"), (False, "identity")])
