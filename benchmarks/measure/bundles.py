@@ -13,7 +13,12 @@ from training.export import Trained, export
 from training.fit import Fitted, build_model
 from training.recipe import METRICS, check
 
+FIELDS, VALUES, EMBEDDING_DIM = 10, 538, 64  # unless asked otherwise
 ROWS = 64  # of the made-up data, which only the checks of an export look at
+
+
+def field(number: int) -> str:
+    return f"field{number}"
 
 
 def value(number: int) -> str:
@@ -22,20 +27,26 @@ def value(number: int) -> str:
 
 
 def write(
-    root: Path, name: str, *, key: str, fields: int = 10, values: int = 538, dim: int = 64, **model: object
+    root: Path,
+    name: str,
+    *,
+    key: str,
+    fields: int = FIELDS,
+    values: int = VALUES,
+    embedding_dim: int = EMBEDDING_DIM,
+    **options: object,
 ) -> Path:
-    """A bundle of `fields` categorical fields of `values` values each; the last one is the item's. `model` are options
-    of the model beside `embedding_dim`."""
-    names = [f"field{number}" for number in range(fields)]
+    """A bundle of `fields` categorical fields of `values` values each; the last one is the item's. `options` are the
+    model's own."""
+    names = [field(number) for number in range(fields)]
     kinds = {each: Categorical(source="item" if each == names[-1] else "user") for each in names}
     recipe = check(
         {
             "name": name,
             "task": "binary",
             "data": {"train": "made up", "label": "clicked"},
-            "fields": {each: kind.model_dump(exclude_defaults=True, exclude={"kind"}) | {"kind": "categorical"}
-                       for each, kind in kinds.items()},
-            "model": {"key": key, "embedding_dim": dim, **model},
+            "fields": {each: {"kind": "categorical", "source": kind.source} for each, kind in kinds.items()},
+            "model": {"key": key, "embedding_dim": embedding_dim, **options},
         },
         origin="of the benchmark",
     )
@@ -62,6 +73,8 @@ def write(
 
 def _rows(schema: FeatureSchema) -> Dataset:
     draw = np.random.default_rng(0)
-    ids = [start + 2 + draw.integers(field.size - 2, size=ROWS) for start, field in zip(schema.starts, schema.fields, strict=True)]
+    places = zip(schema.starts, schema.fields, strict=True)
+    known = [draw.integers(start + 2, start + each.size, size=ROWS) for start, each in places]
     labels = np.where(np.arange(ROWS) % 2, 1.0, -1.0).astype(np.float32)
-    return Dataset(ids=np.stack(ids, axis=1).astype(np.int32), values=None, labels=labels, weights=None, label_range=(-1.0, 1.0))
+    ids = np.stack(known, axis=1).astype(np.int32)
+    return Dataset(ids=ids, values=None, labels=labels, weights=None, label_range=(-1.0, 1.0))

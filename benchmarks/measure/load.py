@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import uvloop
@@ -118,6 +119,8 @@ async def _opened(port: int, raw: bytes, due: deque[float], connections: int) ->
         await _until(stopped, SLACK)
     taken = time.perf_counter() - started
     _close(open_ones)
+    if len(waited) < expected:
+        raise Broken(f"gave {len(waited)} of {expected} answers")
     return _load(waited, taken)
 
 
@@ -130,8 +133,7 @@ class _Connection(asyncio.Protocol):
         self._answer, self._length = b"", -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def ask(self, raw: bytes, asked: float) -> None:
         self.asked, self._answer, self._length = asked, b"", -1
@@ -160,9 +162,10 @@ class _Connection(asyncio.Protocol):
 async def _connect(
     port: int, count: int, answered: Callable[[_Connection], None], stopped: asyncio.Future[None]
 ) -> list[_Connection]:
-    loop = asyncio.get_running_loop()
-    opened = [await loop.create_connection(lambda: _Connection(answered, stopped), "127.0.0.1", port) for _ in range(count)]
-    return [connection for _, connection in opened]
+    loop, made = asyncio.get_running_loop(), [_Connection(answered, stopped) for _ in range(count)]
+    for connection in made:
+        await loop.create_connection(lambda made=connection: made, "127.0.0.1", port)  # type: ignore[misc]
+    return made
 
 
 async def _until(stopped: asyncio.Future[None], seconds: float) -> None:

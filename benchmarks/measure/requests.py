@@ -2,14 +2,14 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure.bundles import value
+from benchmarks.measure.bundles import FIELDS, VALUES, field, value
 
 Row = Mapping[str, str]
 
@@ -38,10 +38,16 @@ class Request:
         return f"{self.method} {self.path} HTTP/1.1\r\n{head}\r\n".encode() + self.body
 
 
-def draw_rows(count: int, *, fields: int, values: int) -> list[Row]:
+def draw(count: int, *, fields: int = FIELDS, values: int = VALUES) -> list[Row]:
     """Rows of known values, the same for the same arguments."""
-    draw = random.Random(count)
-    return [{f"field{number}": value(draw.randrange(values)) for number in range(fields)} for _ in range(count)]
+    random_ = random.Random(count)
+    return [{field(number): value(random_.randrange(values)) for number in range(fields)} for _ in range(count)]
+
+
+def with_one_context(rows: Sequence[Row]) -> list[Row]:
+    """Rows that differ in their last field only, the item's."""
+    *_, item = rows[0]
+    return [{**rows[0], item: row[item]} for row in rows]
 
 
 def as_json(path: str, document: Mapping[str, Any], *, method: str = "POST") -> Request:
@@ -69,6 +75,13 @@ def tensors(path: str, rows: Sequence[Row]) -> Request:
     return as_json(path, {"inputs": inputs})
 
 
+OfIds = Callable[[str, NDArray[np.int64]], Request]
+
+
+def ids(path: str, ids: NDArray[np.int64]) -> Request:
+    return as_json(path, {"ids": ids.tolist()})
+
+
 def ids_tensor(path: str, ids: NDArray[np.int64]) -> Request:
     """Open Inference Protocol: `ids` [B, F] as JSON."""
     tensor = {"name": "ids", "shape": ids.shape, "datatype": "INT64", "data": ids.ravel().tolist()}
@@ -82,3 +95,24 @@ def ids_binary(path: str, ids: NDArray[np.int64]) -> Request:
     tensor = {"name": "ids", "shape": ids.shape, "datatype": "INT64", "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return Request(path, head + content, json_bytes=len(head))
+
+
+def rank(path: str, rows: Sequence[Row], *, as_columns: bool) -> Request:
+    """The rows of one context as a ranking: their last field is the candidate's."""
+    context, candidates = _sides(rows)
+    side = {"columns": turned(candidates)} if as_columns else {"candidates": candidates}
+    return as_json(path, {"context": context, **side})
+
+
+def candidate_set(path: str, rows: Sequence[Row]) -> Request:
+    """A set of candidates to be kept."""
+    return as_json(path, {"columns": turned(_sides(rows)[1])}, method="PUT")
+
+
+def rank_set(path: str, name: str, rows: Sequence[Row]) -> Request:
+    return as_json(path, {"context": _sides(rows)[0], "candidate_set": name})
+
+
+def _sides(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
+    *context, item = rows[0]
+    return {name: rows[0][name] for name in context}, [{item: row[item]} for row in rows]

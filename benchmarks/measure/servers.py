@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,16 +60,23 @@ def _cpu_seconds(process: int) -> float:
 
 @contextmanager
 def serving(
-    name: str, command: Sequence[str], first: Request, *, python: Path | None = None, cores: Sequence[int] = (FIRST,)
+    name: str,
+    command: Sequence[str],
+    first: Request,
+    *,
+    python: Path | None = None,
+    cores: Sequence[int] = (FIRST,),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Run `python *command`, in which {port} stands for the port, until `first` is answered with 200, and to the end.
+    """A server that runs `python *command`, in which {port} stands for its port, and answers `first` with 200.
 
-    Raises Failed with the server's last words where it is not.
+    `python` is ours where it is None; `variables` join its environment. Raises Failed with its last words.
     """
     server = Server(name, free_port(), cores)
     pinned = ["taskset", "-c", ",".join(map(str, cores)), str(python or sys.executable)]
     environment = {
         **os.environ,
+        **(variables or {}),
         MARK: server.mark,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -92,9 +99,9 @@ def _wait(process: subprocess.Popen[bytes], server: Server, first: Request, log:
         if said == "200":
             return
         time.sleep(0.2)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no word"]
-    state = "does not answer" if process.returncode is None else f"ended with {process.returncode}"
-    raise Failed(f"{server.name} {state} (a request: {said}): {lines[-1].strip()[-300:]}")
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    state = f"a request: {said}" if process.returncode is None else f"it ended with {process.returncode}"
+    raise Failed(f"does not answer ({state}): {lines[-1].strip()[-300:] if lines else 'no word of it'}")
 
 
 def _stop(process: subprocess.Popen[bytes], server: Server) -> None:

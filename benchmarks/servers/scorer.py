@@ -7,7 +7,7 @@ import numpy as np
 
 import bundle
 from bundle import EncodedRows
-from bundle.encoder import Row
+from bundle.rows import Row
 
 
 class Scorer:
@@ -17,7 +17,7 @@ class Scorer:
 
     def rows(self, rows: Sequence[Row]) -> list[float]:
         """Predictions for raw rows."""
-        return self._model.predict(rows).tolist()
+        return [*map(float, self._model.predict(rows))]
 
     def columns(self, columns: Mapping[str, Sequence[Any]]) -> list[float]:
         """Predictions for {field: raw values}."""
@@ -29,4 +29,4 @@ class Scorer:
         return self._predictions(EncodedRows(array, np.ones(array.shape, np.float32)))
 
     def _predictions(self, encoded: EncodedRows) -> list[float]:
-        return self._model.manifest.predictions(self._model.logits(encoded)).tolist()
+        return [*map(float, self._model.manifest.predictions(self._model.logits(encoded)))]

@@ -1,4 +1,4 @@
-"""BentoML: a process that supervises and one worker, as its command starts them. `python with_bentoml.py <port> <bundle>`"""
+"""BentoML: a process that supervises and one worker, as its command has it. `python with_bentoml.py <port> <bundle>`"""
 
 import os
 import sys

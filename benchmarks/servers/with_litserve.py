@@ -20,6 +20,4 @@ class Scored(litserve.LitAPI):  # type: ignore[misc]
 
 if __name__ == "__main__":
     server = litserve.LitServer(Scored(), accelerator="cpu", devices=1, workers_per_device=1)
-    server.run(
-        host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False, generate_client_file=False
-    )
+    server.run(host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False, generate_client_file=False)

@@ -16,7 +16,9 @@ class Scored:
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         asked = await request.json()
-        return {"predictions": self.scorer.ids(asked["ids"]) if "ids" in asked else self.scorer.rows(asked["instances"])}
+        return {
+            "predictions": self.scorer.ids(asked["ids"]) if "ids" in asked else self.scorer.rows(asked["instances"])
+        }
 
 
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
