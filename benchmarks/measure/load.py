@@ -10,7 +10,8 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -83,14 +84,12 @@ async def _closed(port: int, raw: bytes, connections: int, seconds: float) -> Lo
         waited.append(now - connection.asked)
         connection.ask(raw, now)
 
-    open_ones = await _connect(port, connections, answered, stopped)
-    started = time.perf_counter()
-    for connection in open_ones:
-        connection.ask(raw, started)
-    await _until(stopped, seconds)
-    taken = time.perf_counter() - started
-    _close(open_ones)
-    return _load(waited, taken)
+    async with _connected(port, connections, answered, stopped) as connected:
+        started = time.perf_counter()
+        for connection in connected:
+            connection.ask(raw, started)
+        await _until(stopped, seconds)
+        return _load(waited, time.perf_counter() - started)
 
 
 async def _opened(port: int, raw: bytes, due: deque[float], connections: int) -> Load:
@@ -107,21 +106,18 @@ async def _opened(port: int, raw: bytes, due: deque[float], connections: int) ->
         if len(waited) == expected:
             stopped.set_result(None)
 
-    open_ones = await _connect(port, connections, answered, stopped)
-    idle, started = [*open_ones], time.perf_counter()
-    while due and not stopped.done():
-        while due and started + due[0] <= time.perf_counter():
-            late.append(started + due.popleft())
-            if idle:
-                idle.pop().ask(raw, late.popleft())
-        await asyncio.sleep(0)  # a timer would have a resolution of a millisecond
-    if expected:
-        await _until(stopped, SLACK)
-    taken = time.perf_counter() - started
-    _close(open_ones)
-    if len(waited) < expected:
-        raise Broken(f"gave {len(waited)} of {expected} answers")
-    return _load(waited, taken)
+    async with _connected(port, connections, answered, stopped) as idle:
+        started = time.perf_counter()
+        while due and not stopped.done():
+            while due and started + due[0] <= time.perf_counter():
+                late.append(started + due.popleft())
+                if idle:
+                    idle.pop().ask(raw, late.popleft())
+            await asyncio.sleep(0)  # a timer would have a resolution of a millisecond
+        await _until(stopped, SLACK if expected else 0)
+        if len(waited) < expected:
+            raise Broken(f"gave {len(waited)} of {expected} answers")
+        return _load(waited, time.perf_counter() - started)
 
 
 class _Connection(asyncio.Protocol):
@@ -159,13 +155,22 @@ class _Connection(asyncio.Protocol):
             self._stopped.set_exception(Broken(reason))
 
 
-async def _connect(
+@asynccontextmanager
+async def _connected(
     port: int, count: int, answered: Callable[[_Connection], None], stopped: asyncio.Future[None]
-) -> list[_Connection]:
-    loop, made = asyncio.get_running_loop(), [_Connection(answered, stopped) for _ in range(count)]
-    for connection in made:
-        await loop.create_connection(lambda made=connection: made, "127.0.0.1", port)  # type: ignore[misc]
-    return made
+) -> AsyncIterator[list[_Connection]]:
+    """So many connections, in a list that is the caller's to change."""
+    loop, made = asyncio.get_running_loop(), list[_Connection]()
+    try:
+        for _ in range(count):
+            _, connection = await loop.create_connection(lambda: _Connection(answered, stopped), "127.0.0.1", port)
+            made.append(connection)
+        yield [*made]
+    except OSError as error:
+        raise Broken(f"takes no connection: {error}") from None
+    finally:
+        for connection in made:
+            connection.transport.abort()
 
 
 async def _until(stopped: asyncio.Future[None], seconds: float) -> None:
@@ -175,11 +180,6 @@ async def _until(stopped: asyncio.Future[None], seconds: float) -> None:
         stopped.result()
     else:
         stopped.cancel()
-
-
-def _close(connections: list[_Connection]) -> None:
-    for connection in connections:
-        connection.transport.abort()
 
 
 def _load(waited: list[float], taken: float) -> Load:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure.bars import Bar
 from benchmarks.measure.rounds import Round
+from benchmarks.measure.servers import CORES
 
 PACKAGES = ("onnxruntime", "fastapi", "uvicorn", "msgspec", "pydantic", "numpy")
 
@@ -44,7 +45,7 @@ def machine() -> str:
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return (
-        f"{date.today():%Y-%m-%d}, {found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{date.today():%Y-%m-%d}, {found[1] if found else platform.machine()}, {len(CORES)} cores, "
         f"load average before {os.getloadavg()[0]:.2f}, Python {platform.python_version()}, {versions}"
     )
 

@@ -16,11 +16,11 @@ class Scored:
         self.scorer = Scorer(os.environ[BUNDLE])
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    def predict(self, instances: list[dict[str, str]]) -> list[float]:
+    async def predict(self, instances: list[dict[str, str]]) -> list[float]:
         return self.scorer.rows(instances)
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    def ids(self, ids: list[list[int]]) -> list[float]:
+    async def ids(self, ids: list[list[int]]) -> list[float]:
         return self.scorer.ids(ids)
 
 
