@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a page whose block is replaced")
     options = parser.parse_args()
     os.sched_setaffinity(0, {LAST})
-    how = f"{report.machine()}; {options.rounds} rounds of {options.seconds:g} s by turns, after one that warms"
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stage = Stage(stack)
         cases = [*_cases(stage, Path(folder))]
         found = rounds.measure(cases, rounds=options.rounds, seconds=options.seconds, absent=stage.absent)
     points = points_of(Figures.of(found, stage.absent))
+    how = report.how(before, rounds=options.rounds, seconds=options.seconds)
     text = f"{how}.\n\n![What a request costs]({PICTURE})\n\n{_table(points)}"
     print(text)
     if options.write:
@@ -77,6 +78,11 @@ def fitted(points: Mapping[int, float]) -> Fit:
     x, cost = np.array([*points]), np.array([*points.values()])
     fixed, more = np.linalg.lstsq(np.stack([1 / cost, x / cost], axis=1), np.ones(len(x)), rcond=None)[0]
     return Fit(float(fixed), float(more))
+
+
+def furthest(points: Mapping[int, float], line: Fit) -> float:
+    """The largest distance of a point from the line, as a share of the line."""
+    return max(abs(cost / (line.fixed + line.more * x) - 1) for x, cost in points.items())
 
 
 def _cases(stage: Stage, root: Path) -> Iterator[Case]:
@@ -115,8 +121,10 @@ def _table(points: Mapping[str, Points]) -> str:
     for axis, own in points.items():
         line, (least, most) = fitted(own), (min(own), max(own))
         costs = [f"{own[x]:,.0f}" for x in (least, most)]
-        lines.append([axis, AXES[axis], f"{least:,} … {most:,}", *costs, f"{line.fixed:,.0f}", f"{line.more:.3g}"])
-    return report.table(["what grows", "in", "from … to", "CPU µs, first", "last", "fixed", "for one more"], lines)
+        fit = [f"{line.fixed:,.0f}", f"{line.more:.2g}", f"{furthest(own, line):.0%}"]
+        lines.append([axis, AXES[axis], f"{least:,} … {most:,}", *costs, *fit])
+    heads = ["what grows", "in", "from … to", "CPU µs, first", "last", "fixed", "for one more", "furthest off"]
+    return report.table(heads, lines)
 
 
 def _draw(points: Mapping[str, Points], path: Path) -> None:
@@ -132,6 +140,7 @@ def _draw(points: Mapping[str, Points], path: Path) -> None:
             line, along = fitted(own), np.geomspace(min(own), max(own), 100)
             axes.loglog(along, line.fixed + line.more * along, color=GREY, linewidth=1)
             axes.loglog([*own], [*own.values()], "o", color=colour, markersize=5)
+            axes.minorticks_off()
             axes.set_xlabel(axis)
             axes.set_title(AXES[axis].replace(", ", ",\n", 1), fontsize=8, color=GREY)
             axes.grid(color=PALE, linewidth=0.6)

@@ -11,7 +11,6 @@ server: unlike a rate it means something on a busy machine, too. Shown are media
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -41,7 +40,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="a page whose block is replaced")
     options = parser.parse_args()
     os.sched_setaffinity(0, {LAST})
-    before = report.machine()
+    before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stage, paths = Stage(stack), plan.write_bundles(Path(folder))
         plan.start(stage, paths, None if options.no_peers else options.environments)
@@ -52,8 +51,7 @@ def main() -> int:
         found |= _open_loop(cases, Figures.of(found, {}), options, stage.absent)
     figures = Figures.of(found, stage.absent)
     bars = plan.promises(Bars(figures), bare_us)
-    turns = f"{options.rounds} rounds of {options.seconds:g} s by turns, after one that warms"
-    how = f"{before}; {turns}; closed loop by {_tool()}"
+    how = f"{report.how(before, rounds=options.rounds, seconds=options.seconds)}; closed loop by {load.tool()}"
     page = _page(figures, bars, how)
     print(page)
     if options.write:
@@ -68,10 +66,6 @@ def main() -> int:
 
 def _minutes(cases: int, options: argparse.Namespace) -> float:
     return float((cases + 2) * (options.rounds + 1) * (options.seconds + 0.2) / 60)
-
-
-def _tool() -> str:
-    return "wrk" if shutil.which("wrk") else "the benchmark's own client"
 
 
 def _open_loop(cases: list[Case], figures: Figures, options: argparse.Namespace, absent: dict[str, str]) -> Rounds:

@@ -21,6 +21,7 @@ import uvloop
 
 from benchmarks.measure.requests import Request
 
+WRK = "wrk"
 SLACK = 30.0  # seconds that the last answers may take
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 LAST_CHUNK = b"0\r\n\r\n"
@@ -38,6 +39,11 @@ class Load:
     seconds: float
     p50: float
     p99: float
+
+
+def tool() -> str:
+    """What makes the closed loop."""
+    return WRK if shutil.which(WRK) else "the benchmark's own client"
 
 
 def free_port() -> int:
@@ -59,8 +65,8 @@ def ask(port: int, request: Request) -> str:
 
 def closed(port: int, request: Request, *, connections: int, seconds: float) -> Load:
     """Every connection asks again as soon as it is answered."""
-    if wrk := shutil.which("wrk"):
-        return _wrk(wrk, port, request, connections=connections, seconds=seconds)
+    if shutil.which(WRK):
+        return _wrk(port, request, connections=connections, seconds=seconds)
     return uvloop.run(_closed(port, request.raw, connections, seconds))
 
 
@@ -189,7 +195,7 @@ def _load(waited: list[float], taken: float) -> Load:
     return Load(len(waited), taken, p50, p99)
 
 
-def _wrk(program: str, port: int, request: Request, *, connections: int, seconds: float) -> Load:
+def _wrk(port: int, request: Request, *, connections: int, seconds: float) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder) / "body", Path(folder) / "request.lua"
         body.write_bytes(request.body)
@@ -203,7 +209,7 @@ def _wrk(program: str, port: int, request: Request, *, connections: int, seconds
             "end\n"
         )
         # It takes whole seconds only.
-        command = [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", f"{SLACK:.0f}s"]
+        command = [WRK, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", f"{SLACK:.0f}s"]
         command += ["-s", str(script), f"http://127.0.0.1:{port}{request.path}"]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     *_, found = (line for line in said.splitlines() if line.startswith("found "))

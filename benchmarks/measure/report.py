@@ -40,13 +40,14 @@ def of_bars(bars: Sequence[Bar]) -> str:
     return table(["", "asked", "found", ""], lines)
 
 
-def machine() -> str:
-    """Processor, cores, load and versions, in one sentence."""
+def how(load_before: float, *, rounds: int, seconds: float) -> str:
+    """When, on what, how busy, with what and how often: one sentence."""
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return (
-        f"{date.today():%Y-%m-%d}, {found[1] if found else platform.machine()}, {len(CORES)} cores, "
-        f"load average before {os.getloadavg()[0]:.2f}, Python {platform.python_version()}, {versions}"
+        f"{date.today():%Y-%m-%d}; {found[1] if found else platform.machine()}, {len(CORES)} cores, load average "
+        f"{load_before:.1f} before and {os.getloadavg()[0]:.1f} after (2 are the benchmark's own); "
+        f"Python {platform.python_version()}, {versions}; {rounds} rounds of {seconds:g} s, after one that warms"
     )
 
 

@@ -45,8 +45,8 @@ def test_met_and_missed(bars: Bars) -> None:
     assert bars.times("", 4.01, of=OURS, over=PEER).verdict == "missed"
     assert bars.cost("", 4, of=PEER, over=OURS).verdict == "met"
     assert bars.cost("", 3.99, of=PEER, over=OURS).verdict == "missed"
-    gone = bars.times("", 4, of=OURS, over=GONE), bars.scaling("", 2, of=GONE, over=OURS)
-    gone += (bars.above("", 1, of=GONE, floor_us=0),)
+    gone = [bars.times("", 4, of=OURS, over=GONE), bars.above("", 1, of=GONE, floor_us=0)]
+    gone.append(bars.scaling("", 2, of=GONE, over=OURS))
     assert {bar.verdict for bar in gone} == {"not measured: gone: no wheel"}
 
 
@@ -82,7 +82,10 @@ def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_line_is_found() -> None:
-    assert growth.fitted({1: 53.0, 10: 80.0, 1000: 3050.0}) == pytest.approx((50, 3))
+    points = {1: 53.0, 10: 80.0, 1000: 3050.0}
+    line = growth.fitted(points)
+    assert line == pytest.approx((50, 3))
+    assert growth.furthest(points | {100: 385.0}, line) == pytest.approx(0.1)
 
 
 def test_binary_ids_lie_behind_their_json() -> None:
