@@ -1,6 +1,6 @@
 """Processor time of a request: our service, FastAPI as its manual has it, five other servers, and one that idles.
 
-    python -m benchmarks.serving --write docs/performance.md         # about 10 minutes, after the first time's installs
+    python -m benchmarks.serving --write docs/performance.md         # about 12 minutes, after the first time's installs
     python -m benchmarks.serving --rounds 1 --seconds 1 --no-peers   # a look
 
 Every server gets the same raw strings as JSON and calls our encoder and the same score graph. Each has the first core,

@@ -67,8 +67,9 @@ class Bars:
         """Requests per second of the clock of two workers over one, as if the load left both two whole processors."""
         if why := self.missing(of, over):
             return Bar(text, None, limit, why=why)
-        two, one = (found.per_second / found.left for found in (self.figures.medians[of], self.figures.medians[over]))
-        return Bar(text, 2 * two / one, limit)
+        two, one = (self.figures.medians[key] for key in (of, over))
+        ratio = 2 * (two.per_second / two.left) / (one.per_second / one.left)
+        return Bar(f"{text} ({two.left:.2f} and {one.left:.2f})", ratio, limit)
 
     def missing(self, *keys: Key) -> str:
         """Why one of these is not among the figures; empty where all are."""

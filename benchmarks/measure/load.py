@@ -211,9 +211,11 @@ def _wrk(port: int, request: Request, *, connections: int, seconds: float) -> Lo
         # It takes whole seconds only.
         command = [WRK, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", f"{SLACK:.0f}s"]
         command += ["-s", str(script), f"http://127.0.0.1:{port}{request.path}"]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    *_, found = (line for line in said.splitlines() if line.startswith("found "))
-    answers, microseconds, p50, p99, errors = map(int, found.split()[1:])
+        done = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r"^found (\d+) (\d+) (\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    if not found:
+        raise Broken(f"cannot be measured: wrk says {(done.stderr or done.stdout).strip()[-200:]}")
+    answers, microseconds, p50, p99, errors = map(int, found.groups())
     if errors or not answers:
         raise Broken(f"gave {answers} answers and {errors} errors")
     return Load(answers, microseconds / 1e6, p50 / 1e6, p99 / 1e6)

@@ -99,6 +99,8 @@ def start(stage: Stage, paths: Mapping[str, Path], environments: Path | None) ->
     ours = ["-m", "service", "--bundles", str(paths["nfm"].parents[1]), "--port", "{port}", "--provider", "cpu"]
     predict = RAW[0].form(rows)
     stage.start(OURS, ours, predict, variables={"FACTORLENS_ADMIN": "true"})
+    if OURS not in stage.up:
+        raise SystemExit(f"the service {stage.absent[OURS]}")
     stage.start(TWO, [*ours, "--workers", "2"], predict, cores=CORES)
     stage.start(NULL, [str(SCRIPTS / "null.py"), "{port}"], first)
     for key in RANKED:

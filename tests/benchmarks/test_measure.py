@@ -37,7 +37,8 @@ def test_ratios(bars: Bars) -> None:
     assert bars.cost("", 1.5, of=PEER, over=OURS).found == 4.0
     assert bars.above("", 40, of=OURS, floor_us=8).found == 42.0
     assert bars.spread("", 1.5, of=OURS, over=PEER).found == 3 / 2
-    assert bars.scaling("", 1.7, of=OURS, over=PEER).found == 2 * (900 / 1.5) / (400 / 1.0)
+    scaled = bars.scaling("two over one", 1.7, of=OURS, over=PEER)
+    assert (scaled.text, scaled.found) == ("two over one (1.50 and 1.00)", 2 * (900 / 1.5) / (400 / 1.0))
 
 
 def test_met_and_missed(bars: Bars) -> None:
