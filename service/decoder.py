@@ -5,6 +5,7 @@ the same tables, and a test holds that they take the same bodies.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -34,6 +35,15 @@ class Table(NamedTuple):
         if not columns:
             return [{} for _ in range(self.length)]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of all tables in one."""
+    if len(tables) == 1:
+        return tables[0]
+    filled = [[(None,) * each.length if column is None else column for column in each.columns] for each in tables]
+    columns = [tuple(chain.from_iterable(parts)) for parts in zip(*filled, strict=True)]
+    return Table(columns, sum(each.length for each in tables))
 
 
 class PredictAsked(NamedTuple):

@@ -17,12 +17,13 @@ from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
 from bundle.session import Provider
-from service.batcher import Batcher, Scored
-from service.decoder import Decoder, Table
+from service.batcher import SHORT_SECONDS, Batcher, Scored
+from service.decoder import Decoder, Table, joined
 from service.messages import Instance
 from service.metrics import Metrics
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
+GRAPH_SECONDS: Final = SHORT_SECONDS / 4  # a batch in the graph, warm: amid requests it takes twice as long
 EXPLAINED_PER_RUN: Final = 128
 CANDIDATES_PER_RUN: Final = 512  # a candidate whose context is known needs a fraction of a row's memory
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
@@ -58,7 +59,8 @@ class Runtime:
         clock = time.thread_time if predictor.score.chosen == "cpu" else time.perf_counter
         seconds = _measured(predictor, clock)
         self.rows_per_run = best_rows(seconds)
-        self.batcher = Batcher(self.score, rows=self.rows_per_run, seconds=seconds[min(seconds)], clock=clock)
+        rows = max(1, int(self.rows_per_run * GRAPH_SECONDS / seconds[self.rows_per_run]))
+        self.batcher = Batcher(self.score_tables, rows=rows, seconds=seconds[min(seconds)], clock=clock)
 
     @property
     def example(self) -> Instance:
@@ -88,8 +90,13 @@ class Runtime:
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
-        unknown, logits = self.count(rows), self.logits(rows)
+        logits = self.logits(rows)
+        unknown = self.count(rows)  # only now: a batch whose run fails is done again in halves
         return Scored(self.manifest.predictions(logits).tolist(), logits.tolist(), _named(unknown, self.schema.names))
+
+    def score_tables(self, tables: Sequence[Table]) -> Scored:
+        """The same for the rows of several requests. Raises InputError as `encode`."""
+        return self.score(self.encode(joined(tables)))
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""

@@ -2,16 +2,9 @@
 
 import msgspec
 
-from bundle import EncodedRows
 from service.batcher import Scored
 from service.runtime import Runtime
 from service.settings import Settings
-
-
-def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[EncodedRows, bool]:
-    """The encoded rows of a body, and whether it asks for the logits."""
-    asked = loaded.decoder.predict(raw, limit=settings.max_rows)
-    return loaded.encode(asked.table), asked.logits
 
 
 def answer(loaded: Runtime, scored: Scored, *, logits: bool) -> bytes:
@@ -27,5 +20,5 @@ def answer(loaded: Runtime, scored: Scored, *, logits: bool) -> bytes:
 
 def predict(loaded: Runtime, raw: bytes, settings: Settings) -> bytes:
     """A whole request at once, in runs of its own."""
-    rows, logits = read(loaded, raw, settings)
-    return answer(loaded, loaded.score(rows), logits=logits)
+    asked = loaded.decoder.predict(raw, limit=settings.max_rows)
+    return answer(loaded, loaded.score_tables([asked.table]), logits=asked.logits)
