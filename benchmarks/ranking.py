@@ -10,6 +10,7 @@ the split path with its candidates as rows and as columns. `read` and `encode` a
 """
 
 import argparse
+import gc
 import json
 import random
 import tempfile
@@ -93,6 +94,8 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
     of_columns = json.dumps({"context": context, "columns": {item: items}}).encode()
     whole = json.dumps({"instances": [context | candidate for candidate in candidates]}).encode()
     encoded = split.encoder.rows([context | candidate for candidate in candidates])
+    gc.collect()
+    gc.freeze()  # as the service does
     one = ranking.of_context.rows([context])
     sides = one, ranking.of_candidate.rows(candidates)
     return _medians(
