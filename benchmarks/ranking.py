@@ -10,6 +10,7 @@ the split path with its candidates as rows and as columns. `read` and `encode` a
 """
 
 import argparse
+import gc
 import json
 import random
 import tempfile
@@ -21,10 +22,10 @@ from statistics import median
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service import runtime
+from service import runtime, scorer
 from service.metrics import Metrics
 from service.ranker import rank
-from service.scorer import predict
+from service.runtime import Runtime
 from service.settings import Settings
 from training.pipeline import Options, run
 from training.recipe import check
@@ -93,13 +94,15 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
     of_columns = json.dumps({"context": context, "columns": {item: items}}).encode()
     whole = json.dumps({"instances": [context | candidate for candidate in candidates]}).encode()
     encoded = split.encoder.rows([context | candidate for candidate in candidates])
+    gc.collect()
+    gc.freeze()  # as the service does
     one = ranking.of_context.rows([context])
     sides = one, ranking.of_candidate.rows(candidates)
     return _medians(
         [
             lambda: flat.logits(encoded),
             lambda: split.rank(*sides),
-            lambda: predict(flat, whole, settings),
+            lambda: _predict(flat, whole, settings),
             lambda: rank(flat, of_rows, settings),
             lambda: rank(split, of_rows, settings),
             lambda: rank(split, of_columns, settings),
@@ -109,6 +112,11 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
         ],
         repeat,
     )
+
+
+def _predict(loaded: Runtime, raw: bytes, settings: Settings) -> bytes:
+    table, logits = scorer.read(loaded, raw, settings)
+    return scorer.answer(loaded, loaded.score_all([table]), logits).content
 
 
 def _medians(works: list[Callable[[], object]], repeat: int) -> list[float]:

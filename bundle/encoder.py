@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import InputError, type_name
-from bundle.fields import CategoricalEncoder, Known, encode_column, field_encoder
+from bundle.fields import CategoricalEncoder, encode_column, field_encoder
 from bundle.rows import Coded, Column, EncodedRows, Row, empty, length
 from bundle.schema import FeatureSchema
 from bundle.vocabulary import Vocabulary
@@ -40,9 +40,8 @@ class Encoder:
             for f, field, span in zip(positions, fields, pairwise(ends), strict=True)
         ]
         self._slots, self._first_slots = ends[-1], np.array(ends[:-1])
-        lookups = [encoder.lookup for *_, encoder in self._chosen if isinstance(encoder, CategoricalEncoder)]
-        gets = [lookup.get for lookup in lookups if isinstance(lookup, Known)]
-        self._gets = gets if len(gets) == len(fields) else []  # else a row takes more than a look at each value
+        self._plain = [at for at, (*_, encoder) in enumerate(self._chosen) if isinstance(encoder, CategoricalEncoder)]
+        self._gets = [encoder.lookup.get for *_, encoder in self._chosen if isinstance(encoder, CategoricalEncoder)]
         self._unknown_S = np.concatenate(
             [
                 np.full(field.kind.width, self.schema.starts[f] + 1 if field.has_vocabulary else -1)
@@ -61,36 +60,40 @@ class Encoder:
 
     def encode(self, columns: Sequence[Column | None], count: int) -> EncodedRows:
         """Encode one column for each of `names`, each of `count` raw values or None: missing in every row."""
-        if count == 1 and self._gets and (single := self._single(columns)):
-            return single
+        is_plain = len(self._plain) == len(self._chosen)
+        categories = self._categories(columns if is_plain else [columns[at] for at in self._plain], count)
+        if is_plain and categories is not None:
+            return EncodedRows(categories, np.ones(categories.shape, np.float32))
         lengths = {length(column) for column in columns if column is not None}
         if not lengths <= {count}:
             raise InputError(expected="columns of one length", received=f"lengths {sorted(lengths)}")
         encoded = empty(count, self._slots)
-        plain_ids: list[list[int]] = []
-        plain_slots: list[int] = []
-        for (name, where, encoder), column in zip(self._chosen, columns, strict=True):
+        if categories is not None:
+            slots = self._first_slots[self._plain]
+            encoded.ids[:, slots], encoded.values[:, slots] = categories, 1.0
+        for at, ((name, where, encoder), column) in enumerate(zip(self._chosen, columns, strict=True)):
+            if categories is not None and at in self._plain:
+                continue
+            into = EncodedRows(encoded.ids[:, where], encoded.values[:, where])
             try:
-                if isinstance(encoder, CategoricalEncoder) and _is_plain(column):
-                    plain_ids.append(encoder.lookup.ids(column))  # all of them go into the arrays at once, below
-                    plain_slots.append(where.start)
-                else:
-                    into = EncodedRows(encoded.ids[:, where], encoded.values[:, where])
-                    encode_column(encoder, _none(count) if column is None else column, into)
+                encode_column(encoder, _none(count) if column is None else column, into)
             except InputError as error:
                 raise error.at(instance=error.instance or 0, field=name) from None
-        if plain_ids:
-            encoded.ids[:, plain_slots] = np.array(plain_ids, np.int64).T
-            encoded.values[:, plain_slots] = 1.0
         return encoded
 
-    def _single(self, columns: Sequence[Column | None]) -> EncodedRows | None:
-        """One row whose values are all found as they stand; None where any of them needs a closer look."""
+    def _categories(self, columns: Sequence[Column | None], count: int) -> NDArray[np.int64] | None:
+        """The ids of the categorical fields, all at once; None where a column is no list or a value is refused."""
         try:
-            ids = [get(column[0]) for get, column in zip(self._gets, columns, strict=True)]  # type: ignore[index]
-        except (TypeError, IndexError):
+            if count == 1:
+                return np.array([[get(column[0]) for get, column in zip(self._gets, columns, strict=True)]], np.int64)  # type: ignore[index]
+            lists = [column for column in columns if _is_list(column) and len(column) == count]
+            if len(lists) < len(columns):
+                return None
+            found = chain.from_iterable(map(get, column) for get, column in zip(self._gets, lists, strict=True))
+            ids = np.fromiter(found, np.int64, count * len(lists))
+        except (InputError, TypeError, IndexError):
             return None
-        return None if None in ids else EncodedRows(np.array([ids], np.int64), np.ones((1, len(ids)), np.float32))
+        return ids.reshape(len(lists), count).T.copy()
 
     def check_names(self, rows: Sequence[Row]) -> None:
         """Raise InputError unless every row is a {field: raw value} of fields in `names`."""
@@ -131,7 +134,7 @@ class Encoder:
         )
 
 
-def _is_plain(column: Column | None) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+def _is_list(column: Column | None) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(column, list | tuple) and not isinstance(column, Coded)
 
 

@@ -1,6 +1,6 @@
 """How each kind of field encodes a column of raw values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -54,9 +54,12 @@ def _distinct(encoder: FieldEncoder, column: Coded, width: int) -> EncodedRows:
 
 
 class _Lookup(Protocol):
-    """Raw categories to ids; null is missing, and a refused value raises InputError with its position."""
+    """Raw categories to ids."""
 
-    def ids(self, values: Sequence[Any]) -> list[int]: ...
+    @property
+    def get(self) -> Callable[[Any], int]:
+        """The id of one value, of null the one for missing. Raises InputError for a value that is refused, and
+        TypeError where it cannot be hashed."""
 
 
 def _lookup(field: FittedField, start: int, vocabularies: Mapping[str, Vocabulary]) -> _Lookup:
@@ -67,34 +70,26 @@ def _lookup(field: FittedField, start: int, vocabularies: Mapping[str, Vocabular
     if vocabulary is None or len(vocabulary) != field.size - 2:
         found = "none" if vocabulary is None else f"{len(vocabulary)} values"
         raise SchemaError(f"field {field.name!r} needs a vocabulary of {field.size - 2} values, found {found}")
-    return Known(vocabulary, start)
+    return _Known(vocabulary, start)
 
 
-class Known:
-    ABSENT = -1
-
+class _Known:
     def __init__(self, vocabulary: Vocabulary, start: int) -> None:
-        self._missing, self._unknown = start, start + 1
         values = vocabulary.values()
-        self._table: dict[Any, int] = dict(zip(values, range(start + 2, start + 2 + len(values)), strict=True))
-        if len(self._table) < len(values):
+        table = _Table(zip(values, range(start + 2, start + 2 + len(values)), strict=True))
+        if len(table) < len(values):
             raise SchemaError("a vocabulary holds a value twice")
-        self._table[None] = self._missing
-        self.get = self._table.get
+        table[None], table.unknown = start, start + 1
+        self.get = table.__getitem__
 
-    def ids(self, values: Sequence[Any]) -> list[int]:
-        get, absent = self._table.get, self.ABSENT
-        try:
-            ids = [get(value, absent) for value in values]
-        except TypeError:  # an unhashable value: the loop below says which
-            ids = [absent] * len(values)
-        if absent in ids:
-            return [self._id(values[at], at) if found == absent else found for at, found in enumerate(ids)]
-        return ids
 
-    def _id(self, value: Any, at: int) -> int:
-        category = _canonical_at(value, at)
-        return self._missing if category is None else self._table.get(category, self._unknown)
+class _Table(dict[Any, int]):
+    """Canonical values and null to ids; any other value has the id of what it stands for."""
+
+    unknown: int
+
+    def __missing__(self, value: Any) -> int:
+        return self.get(canonical(value), self.unknown)
 
 
 class _Hashed:
@@ -102,21 +97,25 @@ class _Hashed:
         self._missing, self._buckets = start, hashing.buckets
         self._key = hashing.seed.to_bytes(8, "little")
 
-    def ids(self, values: Sequence[Any]) -> list[int]:
-        return [self._id(_canonical_at(value, at)) for at, value in enumerate(values)]
-
-    def _id(self, category: str | None) -> int:
+    def get(self, value: Any) -> int:
+        category = canonical(value)
         if category is None:
             return self._missing
         digest = blake2b(category.encode(), digest_size=8, key=self._key).digest()
         return self._missing + 1 + int.from_bytes(digest, "little") % self._buckets
 
 
-def _canonical_at(value: Any, at: int) -> str | None:
+def _ids(lookup: _Lookup, values: Sequence[Any]) -> list[int]:
+    """The id of each value; a refused one raises InputError with its position."""
     try:
-        return canonical(value)
-    except InputError as error:
-        raise error.at(instance=at) from None
+        return list(map(lookup.get, values))
+    except (InputError, TypeError):
+        for at, value in enumerate(values):
+            try:
+                canonical(value)
+            except InputError as error:
+                raise error.at(instance=at) from None
+        raise
 
 
 class CategoricalEncoder:
@@ -124,7 +123,7 @@ class CategoricalEncoder:
         self.lookup = lookup
 
     def encode(self, column: Sequence[Any], into: EncodedRows) -> None:
-        into.ids[:, 0], into.values[:, 0] = self.lookup.ids(column), 1.0
+        into.ids[:, 0], into.values[:, 0] = _ids(self.lookup, column), 1.0
 
 
 class _MultiEncoder:
@@ -169,7 +168,7 @@ class _MultiEncoder:
     def _flat_ids(self, flat: list[Any], cells: list[tuple[list[Any], list[float]]]) -> list[int]:
         owners = np.repeat(np.arange(len(cells)), [len(categories) for categories, _ in cells])
         try:
-            ids = self._lookup.ids(flat)
+            ids = _ids(self._lookup, flat)
         except InputError as error:
             raise error.at(instance=int(owners[error.instance or 0])) from None
         if self._missing in ids:

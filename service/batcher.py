@@ -7,16 +7,16 @@ gathered meanwhile.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from typing import Generic, NamedTuple, TypeVar
 
-import numpy as np
-
-from bundle import EncodedRows
 from service.errors import Overdue
 
-SHORT_SECONDS = 3e-4  # a run up to this long may hold up the event loop
+T = TypeVar("T")
+
+SHORT_SECONDS = 1e-3  # a run up to this long, with the encoding of its rows, may hold up the event loop
 RECENT = 0.1  # weight of the newest run in the moving average
 LONGEST = 3 * SHORT_SECONDS  # that one run counts for: a single one that was interrupted changes nothing
 
@@ -34,25 +34,27 @@ class Scored(NamedTuple):
         return Scored(self.predictions[start:end], self.logits[start:end], self.unknown[start:end], self.seconds)
 
 
-class _Entry(NamedTuple):
-    rows: EncodedRows
+class _Entry(NamedTuple, Generic[T]):
+    request: T
+    rows: int
     future: asyncio.Future[Scored]
     due: float
 
 
-class Batcher:
-    """Gathers the rows of one version, at most `rows` for a run. To be called on the event loop only.
+class Batcher(Generic[T]):
+    """Gathers requests for one version, of at most `rows` rows for a run. To be called on the event loop only.
 
-    `seconds` is what a run is expected to take before any has been timed by `clock`.
+    `run` scores the rows of several requests, in their order. `seconds` is what it is expected to take before any run
+    has been timed by `clock`.
     """
 
     def __init__(
-        self, run: Callable[[EncodedRows], Scored], *, rows: int, seconds: float, clock: Callable[[], float]
+        self, run: Callable[[Sequence[T]], Scored], *, rows: int, seconds: float, clock: Callable[[], float]
     ) -> None:
         self.rows = rows
         self._run, self._seconds, self._clock = run, seconds, clock
         self._runner = ThreadPoolExecutor(1, "batches")  # its thread starts with the first long run
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[_Entry[T]] = deque()
         self._is_due = False  # a run is scheduled, or is with the runner
 
     @property
@@ -60,11 +62,11 @@ class Batcher:
         """Whether runs are short enough for the event loop."""
         return self._seconds <= SHORT_SECONDS
 
-    def submit(self, rows: EncodedRows, *, patience: float) -> asyncio.Future[Scored]:
-        """The scores of at most `self.rows` rows. The future raises what the run raised, or Overdue where the run
-        could not start within `patience` seconds. Cancel it, and the rows are not scored."""
+    def submit(self, request: T, *, rows: int, patience: float) -> asyncio.Future[Scored]:
+        """The scores of a request of at most `self.rows` rows. The future raises what the run raised, or Overdue where
+        the run could not start within `patience` seconds. Cancel it, and the rows are not scored."""
         loop = asyncio.get_running_loop()
-        entry = _Entry(rows, loop.create_future(), loop.time() + patience)
+        entry = _Entry(request, rows, loop.create_future(), loop.time() + patience)
         self._queue.append(entry)
         self._schedule(loop)
         return entry.future
@@ -85,11 +87,11 @@ class Batcher:
         running = loop.run_in_executor(self._runner, self._timed, entries)
         running.add_done_callback(lambda done: self._finish(loop, entries, done.result()))
 
-    def _take(self, now: float) -> list[_Entry]:
+    def _take(self, now: float) -> list[_Entry[T]]:
         """The longest waiting entries that fit into one run; those nobody waits for any more are dropped."""
-        taken: list[_Entry] = []
+        taken: list[_Entry[T]] = []
         free = self.rows
-        while self._queue and len(self._queue[0].rows.ids) <= free:
+        while self._queue and self._queue[0].rows <= free:
             entry = self._queue.popleft()
             if entry.future.done():
                 continue
@@ -97,26 +99,27 @@ class Batcher:
                 entry.future.set_exception(Overdue("the request waited too long for its turn"))
                 continue
             taken.append(entry)
-            free -= len(entry.rows.ids)
+            free -= entry.rows
         return taken
 
-    def _timed(self, entries: list[_Entry]) -> list[Scored | Exception]:
+    def _timed(self, entries: list[_Entry[T]]) -> list[Scored | Exception]:
         started = self._clock()
-        answers = self._answers([entry.rows for entry in entries])
+        answers = self._answers(entries)
         self._seconds += RECENT * (min(self._clock() - started, LONGEST) - self._seconds)
         return answers
 
-    def _answers(self, batch: list[EncodedRows]) -> list[Scored | Exception]:
-        """An answer for each request. Where a run fails they are run one by one, so that only the culprit's fails."""
+    def _answers(self, entries: list[_Entry[T]]) -> list[Scored | Exception]:
+        """An answer for each request. Where a run fails both halves are run, so that only the culprit's fails."""
         try:
-            scored = self._run(_joined(batch))
+            scored = self._run([entry.request for entry in entries])
         except Exception as error:
-            return [error] if len(batch) == 1 else [self._answers([rows])[0] for rows in batch]
-        ends = np.cumsum([len(rows.ids) for rows in batch]).tolist()
-        return [scored.part(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+            half = len(entries) // 2
+            return self._answers(entries[:half]) + self._answers(entries[half:]) if half else [error]
+        ends = accumulate((entry.rows for entry in entries), initial=0)
+        return [scored.part(start, end) for start, end in pairwise(ends)]
 
     def _finish(
-        self, loop: asyncio.AbstractEventLoop, entries: list[_Entry], answers: list[Scored | Exception]
+        self, loop: asyncio.AbstractEventLoop, entries: list[_Entry[T]], answers: list[Scored | Exception]
     ) -> None:
         for entry, answer in zip(entries, answers, strict=True):
             if entry.future.done():  # cancelled while it ran
@@ -127,10 +130,3 @@ class Batcher:
                 entry.future.set_result(answer)
         self._is_due = False
         self._schedule(loop)
-
-
-def _joined(batch: list[EncodedRows]) -> EncodedRows:
-    if len(batch) == 1:
-        return batch[0]
-    ids, values = zip(*batch, strict=True)
-    return EncodedRows(np.concatenate(ids), np.concatenate(values))

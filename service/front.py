@@ -21,12 +21,13 @@ from service import body, errors, infer, scorer
 from service.batcher import Scored
 from service.body import Announced
 from service.catalog import Catalog
+from service.decoder import Table
 from service.errors import BodyUnsupported, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.ranker import rank
 from service.recorder import Record
-from service.runtime import Runtime, Verb
+from service.runtime import Runtime, Verb, count_of
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {"explain
 class Form(NamedTuple):
     """A way to ask for scores: a body to rows and what is asked of them, and their scores to the answer."""
 
-    read: Callable[[Runtime, bytes, Settings], tuple[EncodedRows, Any]]
+    read: Callable[[Runtime, bytes, Settings], tuple[Table | EncodedRows, Any]]
     answer: Callable[[Runtime, Scored, Any], Reply]
 
 
@@ -106,12 +107,12 @@ class Front:
         if announced.coding or len(raw) > INLINE_BYTES:
             return await self._in_thread(lambda: self._score_alone(loaded, self._inflated(raw, announced), form))
         with loaded.statistics.request() as stages:
-            rows, asked = form.read(loaded, raw, self._settings)
-            stages.encoded()
-            if len(rows.ids) > loaded.batcher.rows:
-                scored = await self._in_thread(lambda: loaded.score(rows))
+            request, asked = form.read(loaded, raw, self._settings)
+            stages.read()
+            if count_of(request) > loaded.batcher.rows:
+                scored = await self._in_thread(lambda: loaded.score_all([request]))
             else:
-                waiting = loaded.batcher.submit(rows, patience=self._settings.patience)
+                waiting = loaded.batcher.submit(request, rows=count_of(request), patience=self._settings.patience)
                 scored = await (waiting if loaded.batcher.inline else _unless_gone(waiting, receive))
             stages.scored(scored.seconds)
             return form.answer(loaded, scored, asked)
@@ -119,9 +120,9 @@ class Front:
     def _score_alone(self, loaded: Runtime, raw: bytes, form: Form) -> Reply:
         """A whole request at once, in runs of its own."""
         with loaded.statistics.request() as stages:
-            rows, asked = form.read(loaded, raw, self._settings)
-            stages.encoded()
-            scored = loaded.score(rows)
+            request, asked = form.read(loaded, raw, self._settings)
+            stages.read()
+            scored = loaded.score_all([request])
             stages.scored(scored.seconds)
             return form.answer(loaded, scored, asked)
 

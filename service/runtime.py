@@ -18,14 +18,15 @@ from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
 from bundle.session import Provider
-from service.batcher import Batcher, Scored
-from service.decoder import Decoder, Table
+from service.batcher import SHORT_SECONDS, Batcher, Scored
+from service.decoder import Decoder, Table, joined
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
 from service.statistics import Statistics
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
+GRAPH_SECONDS: Final = SHORT_SECONDS / 4  # a batch in the graph, warm: amid requests it takes twice as long
 EXPLAINED_PER_RUN: Final = 128
 CANDIDATES_PER_RUN: Final = 512  # a candidate whose context is known needs a fraction of a row's memory
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
@@ -61,9 +62,10 @@ class Runtime:
         clock = time.thread_time if predictor.score.chosen == "cpu" else time.perf_counter
         seconds = _measured(predictor, clock)
         self.rows_per_run = best_rows(seconds)
+        rows = max(1, int(self.rows_per_run * GRAPH_SECONDS / seconds[self.rows_per_run]))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
-        score = partial(_score, weakref.ref(self))
-        self.batcher = Batcher(score, rows=self.rows_per_run, seconds=seconds[min(seconds)], clock=clock)
+        score = partial(_score_all, weakref.ref(self))
+        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock)
 
     @property
     def example(self) -> Instance:
@@ -94,9 +96,21 @@ class Runtime:
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
         started = time.perf_counter()
-        unknown, logits = _named(self.count(rows), self.schema.names), self.logits(rows)
+        logits = self.logits(rows)
+        unknown = _named(self.count(rows), self.schema.names)  # only now: a batch whose run fails is done in halves
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
+
+    def score_all(self, requests: Sequence[Table | EncodedRows]) -> Scored:
+        """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
+        return self.score(self._encoded(requests))
+
+    def _encoded(self, requests: Sequence[Table | EncodedRows]) -> EncodedRows:
+        tables = [request for request in requests if isinstance(request, Table)]
+        if len(tables) == len(requests):
+            return self.encode(joined(tables))
+        encoded = [self.encode(request) if isinstance(request, Table) else request for request in requests]
+        return encoded[0] if len(encoded) == 1 else EncodedRows(*map(np.concatenate, zip(*encoded, strict=True)))
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
@@ -142,10 +156,15 @@ class Runtime:
         return answers
 
 
-def _score(alive: "weakref.ref[Runtime]", rows: EncodedRows) -> Scored:
+def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Table | EncodedRows]) -> Scored:
     loaded = alive()
     assert loaded is not None  # whoever waits for the rows holds it
-    return loaded.score(rows)
+    return loaded.score_all(requests)
+
+
+def count_of(request: Table | EncodedRows) -> int:
+    """How many rows a request holds."""
+    return request.length if isinstance(request, Table) else len(request.ids)
 
 
 def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> Runtime:

@@ -2,17 +2,16 @@
 
 import msgspec
 
-from bundle import EncodedRows
 from service.batcher import Scored
+from service.decoder import Table
 from service.messages import Reply
 from service.runtime import Runtime
 from service.settings import Settings
 
 
-def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[EncodedRows, bool]:
-    """The encoded rows of a body, and whether it asks for the logits."""
-    asked = loaded.decoder.predict(raw, limit=settings.max_rows)
-    return loaded.encode(asked.table), asked.logits
+def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[Table, bool]:
+    """The rows of a body, and whether it asks for the logits."""
+    return loaded.decoder.predict(raw, limit=settings.max_rows)
 
 
 def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:

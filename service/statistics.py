@@ -97,14 +97,15 @@ class Stages:
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._started = self._scored = time.perf_counter()
-        self._encoded: float | None = None
+        self._read: float | None = None
         self._infer = 0.0
 
-    def encoded(self) -> None:
-        self._encoded = time.perf_counter()
+    def read(self) -> None:
+        """The body is read, and what came as ids is encoded."""
+        self._read = time.perf_counter()
 
     def scored(self, seconds: float) -> None:
-        """The scores are there; their runs took `seconds`, and the rest of the time since `encoded` was waiting."""
+        """The scores are there; their runs took `seconds`, and the rest of the time since `read` was waiting."""
         self._scored, self._infer = time.perf_counter(), seconds
 
     def __enter__(self) -> Self:
@@ -116,10 +117,10 @@ class Stages:
             self._statistics.failed(now - self._started)
             return
         waited = max(self._scored - self._infer, self._started)
-        encoded = waited if self._encoded is None else min(self._encoded, waited)
+        read = waited if self._read is None else min(self._read, waited)
         self._statistics.succeeded(
-            encode=encoded - self._started,
-            queue=waited - encoded,
+            encode=read - self._started,
+            queue=waited - read,
             infer=self._infer,
             answer=now - self._scored,
         )

@@ -4,17 +4,18 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import EncodedRows
+from bundle import InputError
 from service import runtime
 from service.batcher import SHORT_SECONDS, Batcher, Scored
+from service.decoder import Table
 from service.errors import Overdue
 from service.metrics import Metrics
 from service.runtime import Runtime, best_rows
@@ -30,8 +31,7 @@ def loaded(bundles: Path) -> Runtime:
     return runtime.load(bundles / "tiny-nfm" / "1", provider="cpu", threads=1, metrics=Metrics())
 
 
-def rows(*values: float) -> EncodedRows:
-    return EncodedRows(np.ones((len(values), 1), np.int64), np.array(values, np.float32)[:, None])
+Request = list[float]
 
 
 class Graph:
@@ -48,18 +48,18 @@ class Graph:
     def clock(self) -> float:
         return self._now
 
-    def batcher(self, *, rows: int, seconds: float = 0.0) -> Batcher:
+    def batcher(self, *, rows: int, seconds: float = 0.0) -> Batcher[Request]:
         return Batcher(self, rows=rows, seconds=seconds, clock=self.clock)
 
-    def __call__(self, batch: EncodedRows) -> Scored:
-        values = batch.values[:, 0].tolist()
+    def __call__(self, batch: Sequence[Request]) -> Scored:
+        values = [value for request in batch for value in request]
         self.runs.append(values)
         self.threads.add(threading.get_ident())
         self._now += self._seconds
         time.sleep(self._seconds * self._sleeps)
         if min(values) < 0:
-            raise ArithmeticError(str(min(values)))
-        return Scored(values, values, [(str(value),) for value in values])
+            raise ArithmeticError(str(float(min(values))))
+        return Scored(values, values, [(str(float(value)),) for value in values])
 
 
 def gathered(start: Callable[[], list[asyncio.Future[Scored]]]) -> Answers:
@@ -69,8 +69,8 @@ def gathered(start: Callable[[], list[asyncio.Future[Scored]]]) -> Answers:
     return asyncio.run(gather())
 
 
-def submit(batcher: Batcher, requests: list[EncodedRows]) -> Answers:
-    return gathered(lambda: [batcher.submit(each, patience=PATIENCE) for each in requests])
+def submit(batcher: Batcher[Request], *requests: Request) -> Answers:
+    return gathered(lambda: [batcher.submit(each, rows=len(each), patience=PATIENCE) for each in requests])
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,38 +79,57 @@ def submit(batcher: Batcher, requests: list[EncodedRows]) -> Answers:
     seed=st.integers(0, 999),
     cap=st.integers(9, 40),
     seconds=st.sampled_from([0.0, LONG]),
+    refused=st.integers(0, 20),
 )
-def test_batching_is_the_identity(loaded: Runtime, sizes: list[int], seed: int, cap: int, seconds: float) -> None:
+def test_batching_is_the_identity(
+    loaded: Runtime, sizes: list[int], seed: int, cap: int, seconds: float, refused: int
+) -> None:
+    """Over any split and order, rows and columns, and whichever request has a value that is refused."""
     draw = random.Random(seed)
-    raw = [
-        {"user": f"u{draw.randrange(25)}", "tags": ["fun"][: draw.randrange(2)], "age": 20} for _ in range(sum(sizes))
-    ]
-    whole, ends = loaded.encoder.rows(raw), np.cumsum(sizes).tolist()
-    parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    draw.shuffle(parts)
-    batcher = Batcher(loaded.score, rows=cap, seconds=seconds, clock=lambda: 0.0)
-    answers = submit(batcher, [EncodedRows(whole.ids[part], whole.values[part]) for part in parts])
-    alone = loaded.score(whole)
-    for part, answer in zip(parts, answers, strict=True):
+    tables = [_table(loaded, draw, size) for size in sizes]
+    if refused < len(tables):
+        columns = [["old"] * sizes[refused] if name == "age" else None for name in loaded.schema.names]
+        tables[refused] = Table(columns, sizes[refused])
+    batcher = Batcher(loaded.score_all, rows=cap, seconds=seconds, clock=lambda: 0.0)
+    answers = gathered(lambda: [batcher.submit(each, rows=each.length, patience=PATIENCE) for each in tables])
+    for at, (table, answer) in enumerate(zip(tables, answers, strict=True)):
+        if at == refused:
+            assert isinstance(answer, InputError)
+            assert (answer.field, answer.instance) == ("age", 0)
+            continue
+        alone = loaded.score_all([table])
         assert isinstance(answer, Scored)
-        assert answer.logits == pytest.approx(alone.logits[part], abs=1e-6)
-        assert answer.predictions == pytest.approx(alone.predictions[part], abs=1e-6)
-        assert answer.unknown == alone.unknown[part]
+        assert answer.logits == pytest.approx(alone.logits, abs=1e-6)
+        assert answer.predictions == pytest.approx(alone.predictions, abs=1e-6)
+        assert answer.unknown == alone.unknown
+
+
+def _table(loaded: Runtime, draw: random.Random, rows: int) -> Table:
+    """Rows of some of the fields."""
+    drawn: dict[str, list[Any]] = {
+        "user": [f"u{draw.randrange(25)}" for _ in range(rows)],
+        "tags": [["fun"][: draw.randrange(2)] for _ in range(rows)],
+        "age": [draw.choice([20, 30.5, None]) for _ in range(rows)],
+    }
+    return Table([drawn[name] if name in drawn and draw.random() < 0.8 else None for name in loaded.schema.names], rows)
 
 
 def test_a_run_holds_rows_up_to_the_cap_in_the_order_they_came() -> None:
     graph = Graph()
-    answers = submit(graph.batcher(rows=4), [rows(1, 2), rows(3), rows(4, 5), rows(6, 7, 8, 9), rows(10)])
+    answers = submit(graph.batcher(rows=4), [1, 2], [3], [4, 5], [6, 7, 8, 9], [10])
     assert graph.runs == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10]]
     assert [each.logits for each in answers if isinstance(each, Scored)] == [[1, 2], [3], [4, 5], [6, 7, 8, 9], [10]]
     assert graph.threads == {threading.get_ident()}
 
 
 def test_a_request_that_fails_harms_none_of_its_neighbours() -> None:
-    good, bad, other = submit(Graph().batcher(rows=8), [rows(1, 2), rows(3, -4), rows(5)])
-    assert (good, other) == (Scored([1, 2], [1, 2], [("1.0",), ("2.0",)]), Scored([5], [5], [("5.0",)]))
+    graph = Graph()
+    good, bad, *others = submit(graph.batcher(rows=16), [1, 2], [3, -4], [5], [6], [7], [8], [9])
+    assert good == Scored([1, 2], [1, 2], [("1.0",), ("2.0",)])
+    assert [each.logits for each in others if isinstance(each, Scored)] == [[5], [6], [7], [8], [9]]
     assert isinstance(bad, ArithmeticError)
     assert str(bad) == "-4.0"
+    assert graph.runs[1:] == [[1, 2, 3, -4, 5], [1, 2], [3, -4, 5], [3, -4], [5], [6, 7, 8, 9]]
 
 
 def test_what_nobody_waits_for_is_not_scored() -> None:
@@ -118,9 +137,14 @@ def test_what_nobody_waits_for_is_not_scored() -> None:
     batcher = graph.batcher(rows=8)
 
     def start() -> list[asyncio.Future[Scored]]:
-        gone = batcher.submit(rows(1), patience=PATIENCE)
-        gone.cancel()
-        return [gone, batcher.submit(rows(2), patience=-1.0), batcher.submit(rows(3), patience=PATIENCE)]
+        gone, late, last = ([value] for value in (1.0, 2.0, 3.0))
+        cancelled = batcher.submit(gone, rows=1, patience=PATIENCE)
+        cancelled.cancel()
+        return [
+            cancelled,
+            batcher.submit(late, rows=1, patience=-1.0),
+            batcher.submit(last, rows=1, patience=PATIENCE),
+        ]
 
     cancelled, overdue, scored = gathered(start)
     assert isinstance(cancelled, asyncio.CancelledError)
@@ -134,12 +158,12 @@ def test_long_runs_leave_the_event_loop_free_and_gather_what_comes_meanwhile() -
     batcher = graph.batcher(rows=8, seconds=LONG)
 
     async def ask() -> int:
-        first = batcher.submit(rows(0), patience=PATIENCE)
+        first = batcher.submit([0], rows=1, patience=PATIENCE)
         turns, later = 0, []
         while not first.done():
             turns += 1
             if turns in (3, 4, 5):
-                later.append(batcher.submit(rows(turns), patience=PATIENCE))
+                later.append(batcher.submit([turns], rows=1, patience=PATIENCE))
             await asyncio.sleep(0.001)
         await asyncio.gather(*later)
         return turns
@@ -154,7 +178,7 @@ def test_the_place_of_a_run_follows_how_long_runs_take() -> None:
     assert slow.inline
     assert not quick.inline
     for batcher in (slow, quick):
-        submit(batcher, [rows(1)] * 40)
+        submit(batcher, *[[1.0]] * 40)
     assert not slow.inline
     assert quick.inline
 
