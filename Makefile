@@ -3,14 +3,17 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 
-.PHONY: demo test check serve train
+.PHONY: demo test faults check serve train
 
 demo: .venv/installed          ## train four models on a synthetic log and serve them
 	$(BIN)/python -m training demo --port $(PORT)
 	$(BIN)/python -m service --port $(PORT)
 
-test: .venv/installed          ## every test
+test: .venv/installed          ## every test but the slow ones
 	$(BIN)/pytest
+
+faults: .venv/installed        ## kill, starve and spoil for real, for minutes; ends with a table of promises and figures
+	$(BIN)/pytest tests/faults -m slow
 
 check: .venv/installed         ## linters, types, import rules
 	$(BIN)/ruff check .
