@@ -33,10 +33,8 @@ def fit_schema(part: Part, kinds: Mapping[str, Kind]) -> Fitted:
     """Learn vocabularies (in order of first appearance), means, scales and quantiles from the rows of `part`."""
     slots = sum(kind.width for kind in kinds.values())
     if len(kinds) > MOST_FIELDS or slots > MOST_SLOTS:
-        raise DataError(
-            f"{len(kinds):,} fields of {slots:,} values a row are too many (allowed: {MOST_FIELDS:,} of {MOST_SLOTS:,}); "
-            "name those to use under [fields]"
-        )
+        most = f"{MOST_FIELDS:,} of {MOST_SLOTS:,}"
+        raise DataError(f"{len(kinds):,} fields of {slots:,} values a row are too many (allowed: {most}): name fewer")
     fitters = {name: _fitter(kind) for name, kind in kinds.items()}
     rows = 0
     for chunk in part.chunks(kinds, what="reading values"):

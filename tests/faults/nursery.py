@@ -12,11 +12,12 @@ import os
 import shutil
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bundle import store
-from training import checkpoint, graphs, learner
+from bundle import session, store
+from training import checkpoint, export, graphs, learner, pipeline
 from training.cli import main
 
 traced: dict[str, Any] = {}
@@ -78,6 +79,8 @@ def raise_one(order: dict[str, Any]) -> int:
 def grow(arguments: list[str]) -> None:
     """Do what the children will do, once; what it says is no answer."""
     graphs._export = remember
+    session._onnxruntime = cache(session._onnxruntime)  # they look through all installed packages, every time
+    pipeline.package_versions = export.package_versions = cache(export.package_versions)  # type: ignore[attr-defined]
     answers = os.dup(1)
     os.dup2(2, 1)
     if main(arguments):

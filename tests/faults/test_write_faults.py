@@ -15,7 +15,7 @@ import pytest
 
 import bundle
 from bundle import BundleInvalid, store
-from tests.faults.conftest import Measured, Nursery
+from tests.faults.conftest import EPOCHS, Measured, Nursery
 from training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -176,7 +176,7 @@ def test_nothing_has_its_name_before_it_is_on_the_disk(
 ) -> None:
     code, log = traced(nursery, strace, tmp_path, "-e", f"trace={SEEN}", spoil=spoil)
     renamed, wrong = too_early(log, tmp_path)
-    assert (code, renamed) == (0, 5)
+    assert (code, renamed) == (0, EPOCHS + 1)
     if spoil:
         measured("  control: nothing is fsynced", "seen" if wrong else "not seen", "seen")
         assert wrong
