@@ -22,6 +22,7 @@ from bundle.encoder import Encoder
 from bundle.errors import BundleError, BundleInvalid
 from bundle.manifest import File, Manifest
 from bundle.schema import FeatureSchema
+from bundle.signature import SIGNATURE, refuse_untrusted
 from bundle.vocabulary import Vocabulary
 
 MANIFEST, SCHEMA, VOCABULARY = "manifest.json", "schema.json", "vocabulary.npz"
@@ -102,8 +103,10 @@ def publish(staged: Path, describe: Describe) -> Path:
         return parent / str(version)
 
 
-def open_verified(path: Path) -> Bundle:
+def open_verified(path: Path, *, trusted_keys: frozenset[str] = frozenset()) -> Bundle:
     """Open the bundle in `path` after checking everything its manifest promises.
+
+    Where there are `trusted_keys` (public Ed25519 keys, hexadecimal), one of them has to have signed the manifest.
 
     Raises BundleInvalid with the reason: format and checksum of the manifest, exact list of regular files, length and
     sha256 of each, weights that are numbers, schema and vocabulary that fit together.
@@ -117,6 +120,8 @@ def open_verified(path: Path) -> Bundle:
         manifest = Manifest.model_validate_json(raw)
         checks.refuse_changed(raw, manifest)
     _verify_files(path, manifest)
+    if trusted_keys:
+        refuse_untrusted(path, raw, trusted_keys)
     with _blaming(path, SCHEMA):
         schema = FeatureSchema.model_validate_json((path / SCHEMA).read_bytes())
         _verify_schema(manifest, schema)
@@ -151,6 +156,8 @@ def _blaming(path: Path, name: str) -> Iterator[None]:
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
     found, expected = {entry.name for entry in path.iterdir()}, {MANIFEST, *manifest.files}
+    if SIGNATURE in found:  # of the manifest, which cannot know it
+        expected.add(SIGNATURE)
     for problem, names in (("is missing", expected - found), ("is not in the manifest", found - expected)):
         if names:
             raise BundleInvalid(path, f"{min(names)} {problem}")

@@ -27,6 +27,7 @@ from training.observers import add_log, open_loggers
 from training.pipeline import run
 from training.progress import say
 from training.recipe import Recipe, check, load
+from training.signing import add_signing
 from training.sources import open_source
 from training.tune import Study, tune
 
@@ -221,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_score(commands)
     _add_bundle(commands)
+    add_signing(commands)
     _add_demo(commands)
     return parser
 
