@@ -88,6 +88,7 @@ class Manifest(Strict):
     split: Split
     files: dict[str, File]
     provenance: Provenance
+    checksum: Sha256 | None = Field(default=None, description="sha256 of this file with zeros in place of this value")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,6 +12,7 @@ from bundle.explanation import RowExplanation
 from bundle.ranking import Ranking, magnitude
 from bundle.rows import EncodedRows, Row
 from bundle.session import Provider, Session
+from bundle.signature import public_keys
 from bundle.store import Bundle, open_verified
 
 REPLAY_TOLERANCE = 1e-6  # the same bundle later, in any batch, on the same provider
@@ -86,9 +87,14 @@ class Predictor:
             raise BundleInvalid(self.bundle.path, reason)
 
 
-def open(path: Path | str, *, provider: Provider = "cpu", threads: int = 1) -> Predictor:
+def open(
+    path: Path | str, *, provider: Provider = "cpu", threads: int = 1, trusted_keys: Sequence[str] = ()
+) -> Predictor:
     """Verify the bundle in folder `path`, load its graphs and replay its golden rows.
+
+    Where there are `trusted_keys`, public Ed25519 keys in hexadecimal or files of them, one has to have signed it.
 
     Raises BundleInvalid where anything differs from its manifest, RuntimeRefused where onnxruntime cannot run.
     """
-    return Predictor(open_verified(Path(path)), provider=provider, threads=threads)
+    verified = open_verified(Path(path), trusted_keys=public_keys(trusted_keys))
+    return Predictor(verified, provider=provider, threads=threads)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Source = Literal["user", "item", "context"]
 
 PADDING = 0
+MOST_FIELDS, MOST_SLOTS = 4096, 2**16  # arrays over the pairs of fields, and over the slots of a row, are that long
 
 
 class Strict(BaseModel):
@@ -125,10 +126,12 @@ class FittedField(Strict):
 class FeatureSchema(Strict):
     """The fields in order. Sizes: F fields, S slots (the sum of their widths), `size` ids with padding."""
 
-    fields: tuple[FittedField, ...] = Field(min_length=1)
+    fields: tuple[FittedField, ...] = Field(min_length=1, max_length=MOST_FIELDS)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        if sum(field.kind.width for field in self.fields) > MOST_SLOTS:
+            raise ValueError(f"a row has at most {MOST_SLOTS:,} slots: the sum of max_len over the fields")
         if len(set(self.names)) < len(self.fields):
             raise ValueError("two fields have the same name")
         return self

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from bundle import vocabulary
+from bundle import checks, vocabulary
 from bundle.encoder import Encoder
 from bundle.errors import BundleError, BundleInvalid
 from bundle.manifest import File, Manifest
 from bundle.schema import FeatureSchema
+from bundle.signature import SIGNATURE, refuse_untrusted
 from bundle.vocabulary import Vocabulary
 
 MANIFEST, SCHEMA, VOCABULARY = "manifest.json", "schema.json", "vocabulary.npz"
@@ -88,7 +89,7 @@ def publish(staged: Path, describe: Describe) -> Path:
     version = max(versions(parent.parent, parent.name), default=0)
     while True:
         version += 1
-        write_synced(staged / MANIFEST, describe(version, files).model_dump_json(indent=2).encode())
+        write_synced(staged / MANIFEST, checks.sealed(describe(version, files)))
         for file in staged.iterdir():
             sync(file)
         sync(staged)
@@ -102,22 +103,33 @@ def publish(staged: Path, describe: Describe) -> Path:
         return parent / str(version)
 
 
-def open_verified(path: Path) -> Bundle:
+def open_verified(path: Path, *, trusted_keys: frozenset[str] = frozenset()) -> Bundle:
     """Open the bundle in `path` after checking everything its manifest promises.
 
-    Raises BundleInvalid with the reason: format, exact list of regular files, length and sha256 of each, schema and
-    vocabulary that fit together.
+    Where there are `trusted_keys` (public Ed25519 keys, hexadecimal), one of them has to have signed the manifest.
+
+    Raises BundleInvalid with the reason: format and checksum of the manifest, exact list of regular files, length and
+    sha256 of each, weights that are numbers, schema and vocabulary that fit together.
     """
     if not (path / MANIFEST).is_file():
         raise BundleInvalid(path, f"there is no {MANIFEST} in it (a bundle is a folder <name>/<version>)")
-    raw = (path / MANIFEST).read_bytes()
     with _blaming(path, MANIFEST):
+        if (length := (path / MANIFEST).stat().st_size) > checks.MANIFEST_BYTES:
+            raise ValueError(f"{length:,} bytes are too many (allowed: {checks.MANIFEST_BYTES:,})")
+        raw = (path / MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(raw)
+        checks.refuse_changed(raw, manifest)
     _verify_files(path, manifest)
+    if trusted_keys:
+        refuse_untrusted(path, raw, trusted_keys)
     with _blaming(path, SCHEMA):
         schema = FeatureSchema.model_validate_json((path / SCHEMA).read_bytes())
         _verify_schema(manifest, schema)
+    if WEIGHTS in manifest.files:
+        with _blaming(path, WEIGHTS):
+            checks.refuse_weights(path / WEIGHTS)
     with _blaming(path, VOCABULARY):
+        checks.refuse_arrays(path / VOCABULARY)
         loaded = vocabulary.load(path / VOCABULARY)
         vocabularies = {schema.names[position]: values for position, values in loaded.items()}
         encoder = Encoder(schema, vocabularies)
@@ -138,12 +150,14 @@ def _blaming(path: Path, name: str) -> Iterator[None]:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "top level"
         raise BundleInvalid(path, f"{name} at {where}: {first['msg']}") from None
-    except (BundleError, BadZipFile, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
+    except (BundleError, BadZipFile, EOFError, LookupError, MemoryError, TypeError, ValueError, zlib.error) as error:
         raise BundleInvalid(path, f"{name}: {error}") from error
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
     found, expected = {entry.name for entry in path.iterdir()}, {MANIFEST, *manifest.files}
+    if SIGNATURE in found:  # of the manifest, which cannot know it
+        expected.add(SIGNATURE)
     for problem, names in (("is missing", expected - found), ("is not in the manifest", found - expected)):
         if names:
             raise BundleInvalid(path, f"{min(names)} {problem}")
@@ -155,6 +169,8 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
         if file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
             raise BundleInvalid(path, f"{name} is not a regular file of its own (a link, a folder or a device)")
     for name, promised in manifest.files.items():
+        if promised.length > checks.limit_of(name):
+            raise BundleInvalid(path, f"{name} may have {checks.limit_of(name):,} bytes, not {promised.length:,}")
         if (length := (path / name).stat().st_size) != promised.length:
             raise BundleInvalid(path, f"{name} has {length} bytes, the manifest says {promised.length}")
         if _describe_file(path / name).sha256 != promised.sha256:
@@ -164,8 +180,11 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
 def _verify_golden(bundle: Bundle) -> None:
     with _blaming(bundle.path, GOLDEN_ROWS):
         rows = bundle.golden_rows
+        if len(rows) > checks.GOLDEN_ROWS:
+            raise ValueError(f"{len(rows):,} rows are too many (allowed: {checks.GOLDEN_ROWS})")
         bundle.encoder.rows(rows)
     with _blaming(bundle.path, GOLDEN_ANSWERS):
+        checks.refuse_arrays(bundle.path / GOLDEN_ANSWERS)
         answers = bundle.golden_answers
     expected = {"logit", *bundle.manifest.graphs["explain"].outputs}
     if set(answers) != expected or not rows:

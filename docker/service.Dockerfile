@@ -5,11 +5,14 @@ ARG RUNTIME=cpu
 WORKDIR /source
 RUN python -m venv --without-pip /opt/factorlens
 # Dependencies first, in a layer of their own: a change of the code does not fetch them again.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip --python /opt/factorlens install --no-cache-dir -c constraints.txt ".[${RUNTIME},service]"
+# Nothing is installed whose hash is not in the lock; setuptools, to build our own package with, does not stay.
+COPY docker/requirements.${RUNTIME}.lock requirements.lock
+RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY bundle bundle
 COPY service service
-RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --force-reinstall .
+RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --no-build-isolation . \
+    && pip --python /opt/factorlens uninstall --yes setuptools
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/factorlens /opt/factorlens

@@ -1,16 +1,16 @@
 # docker build -f docker/training.Dockerfile -t factorlens-training .
 FROM python:3.11-slim-bookworm AS build
-# Optional second package index, for example the one with the much smaller CPU build of torch.
-ARG PIP_EXTRA_INDEX_URL
 WORKDIR /source
 RUN python -m venv --without-pip /opt/factorlens
 # Dependencies first, in a layer of their own: a change of the code does not fetch them again.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip --python /opt/factorlens install --no-cache-dir -c constraints.txt ".[cpu,training]"
+# Nothing is installed whose hash is not in the lock; setuptools stays, torch asks for it.
+COPY docker/requirements.training.lock requirements.lock
+RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY bundle bundle
 COPY models models
 COPY training training
-RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --force-reinstall .
+RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/factorlens /opt/factorlens

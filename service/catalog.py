@@ -155,7 +155,11 @@ class Catalog:
             return
         try:
             loaded = runtime.load(
-                path, provider=self._settings.provider, threads=self._settings.threads, metrics=self._metrics
+                path,
+                provider=self._settings.provider,
+                threads=self._settings.threads,
+                metrics=self._metrics,
+                trusted_keys=self._settings.trusted_keys or (),
             )
             _check_place(loaded, model.name, version)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve

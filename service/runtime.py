@@ -167,12 +167,14 @@ def count_of(request: Table | EncodedRows) -> int:
     return request.length if isinstance(request, Table) else len(request.ids)
 
 
-def load(path: Path, *, provider: Provider, threads: int, metrics: Metrics) -> Runtime:
+def load(
+    path: Path, *, provider: Provider, threads: int, metrics: Metrics, trusted_keys: Sequence[str] = ()
+) -> Runtime:
     """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them.
 
     Raises BundleError with the reason where any of it fails.
     """
-    predictor = bundle.open(path, provider=provider, threads=threads)
+    predictor = bundle.open(path, provider=provider, threads=threads, trusted_keys=trusted_keys)
     for rows in (1, EXPLAINED_PER_RUN):
         predictor.explain(_golden(predictor, rows))  # a ranking is warm: its golden rows were compared
     return Runtime(predictor, metrics)

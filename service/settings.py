@@ -6,18 +6,35 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from bundle.session import Provider
+from bundle.signature import SigningRefused, public_keys
 
 PREFIX = "FACTORLENS_"
 
 
 class SettingsRefused(Exception):
     """A setting that is unknown or has no sense; the text is for the person who started the program."""
+
+
+def _public_keys(given: object) -> object:
+    """The keys themselves; files are read once, at the start."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return tuple(sorted(public_keys([each.strip() for each in given.split(",") if each.strip()])))
+    except SigningRefused as error:
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseSettings):
@@ -33,6 +50,11 @@ class Settings(BaseSettings):
         default="auto",
         description="where graphs run: cuda, tensorrt and cpu are demands (what cannot run is not ready and says why); "
         "auto takes CUDA where it works and the CPU otherwise, and the log says which",
+    )
+    trusted_keys: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_public_keys)] = Field(
+        default=None,
+        description="public keys (python -m training keygen), or files of them, separated by commas; where there are "
+        "any, only bundles that one of them signed are served",
     )
     threads: int = Field(default=1, ge=1, description="threads onnxruntime may use inside one run of a graph")
     versions: int = Field(default=2, ge=1, description="how many good versions of a model to load, newest first")

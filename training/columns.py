@@ -34,7 +34,12 @@ class Cells:
         raise DataError(f"{self.where(row)}: expected {expected}, got {got}")
 
     def refuse_type(self, expected: str) -> NoReturn:
-        raise DataError(f"{self.where(None)}: expected {expected}, got a column of {self.array.type}")
+        raise DataError(f"{self.where(None)}: expected {expected}, got a column of {value_type(self.array)}")
+
+    def refuse_text(self) -> None:
+        """Before a dictionary is unfolded that has no numbers in it."""
+        if pa.types.is_dictionary(self.array.type) and is_string(value_type(self.array)) and not self.parse:
+            self.refuse_type("numbers")
 
 
 class Distinct(Sequence[Any]):
@@ -74,6 +79,10 @@ def values(cells: Cells, kind: Kind) -> Coded | NDArray[np.float64] | list[Any]:
     """`column_values` of training.sources says what comes out."""
     if isinstance(kind, Categorical) and _usable(cells.array):
         return _as_text(_coded(cells.array))
+    if isinstance(kind, Multi) and is_string(value_type(cells.array)):
+        return _split(cells.array, kind.separator)
+    if isinstance(kind, Numeric):
+        cells.refuse_text()
     cells = replace(cells, array=plain(cells.array))
     match kind:
         case Categorical():
@@ -86,6 +95,7 @@ def values(cells: Cells, kind: Kind) -> Coded | NDArray[np.float64] | list[Any]:
 
 def numbers(cells: Cells) -> NDArray[np.float64]:
     """`numbers_of` of training.sources says what comes out."""
+    cells.refuse_text()
     array = plain(cells.array)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
@@ -97,6 +107,11 @@ def numbers(cells: Cells) -> NDArray[np.float64]:
 def plain(column: pa.Array) -> pa.Array:
     """Without a dictionary."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def value_type(column: pa.Array) -> pa.DataType:
+    """The type of its cells, in a dictionary or not."""
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -165,15 +180,17 @@ def _coded(array: pa.Array) -> Coded:
 
 def _lists(cells: Cells, separator: str) -> list[Any]:
     kind = cells.array.type
-    if is_string(kind):
-        coded = _coded(cells.array)
-        distinct = [[part for part in cell.split(separator) if part] for cell in coded.values]
-        return [distinct[code] if code >= 0 else None for code in coded.codes.tolist()]
     if pa.types.is_map(kind):
         return [_weighted(cells, row, pairs) for row, pairs in enumerate(cells.array.to_pylist())]
     if not (is_list(kind) or pa.types.is_null(kind)):
         cells.refuse_type(f"lists, maps or strings (split by {separator!r}) for a multi field")
     return list(cells.array.to_pylist())
+
+
+def _split(array: pa.Array, separator: str) -> list[Any]:
+    coded = _coded(array)
+    distinct = [None if cell is None else [part for part in cell.split(separator) if part] for cell in coded.values]
+    return [distinct[code] if code >= 0 else None for code in coded.codes.tolist()]
 
 
 def _weighted(cells: Cells, row: int, pairs: list[tuple[Any, Any]] | None) -> dict[Any, Any] | None:

@@ -68,7 +68,8 @@ class Part:
                     name: numbers_of(batch.column(name), name=name, source=self.source, first_row=first)
                     for name in numbers
                 }
-                chunk = Chunk(columns, numeric, {name: batch.column(name) for name in keep}, positions)
+                kept = {name: batch.column(name).cast(self.source.schema.field(name).type) for name in keep}
+                chunk = Chunk(columns, numeric, kept, positions)
                 yield self._own(chunk, batch, first) if self.choose else chunk
                 first += batch.num_rows
 
@@ -238,7 +239,7 @@ def _encode(part: Part, encoder: Encoder, recipe: Recipe, weight: str | None, en
                 continue
             labels = chunk.numbers[label]
             if recipe.task == "binary":
-                labels = zero_one(labels, label, labels_found)
+                labels = zero_one(labels, Cells(part.source, label, chunk.positions), labels_found)
             low, high = min(low, float(labels.min())), max(high, float(labels.max()))
             found = {"ids": rows.ids.astype(np.int32), "labels": labels.astype(np.float32)}
             if encoder.schema.needs_values:
@@ -258,16 +259,31 @@ def _encode(part: Part, encoder: Encoder, recipe: Recipe, weight: str | None, en
     return stored
 
 
-def zero_one(labels: NDArray[np.float64], name: str, before: set[float] | None = None) -> NDArray[np.float64]:
-    """Labels 0 and 1 from labels 0/1 or -1/1; DataError for anything else.
+class Cells(NamedTuple):
+    """Where the cells of a column stand: the data rows of the file, from 0."""
+
+    source: Source
+    column: str
+    positions: NDArray[np.int64]
+
+    def place(self, at: int) -> str:
+        row = self.source.reader.place(int(self.positions[at]))
+        return f"{self.source.path.name!r}, {row}, column {self.column!r}"
+
+
+def zero_one(labels: NDArray[np.float64], cells: Cells, before: set[float] | None = None) -> NDArray[np.float64]:
+    """Labels 0 and 1 from labels 0/1 or -1/1; DataError for anything else, at the cell of the first that differs.
 
     `before` collects the labels of a column that comes in pieces.
     """
     found = set() if before is None else before
-    found |= set(np.unique(labels).tolist())
-    if not (found <= {0.0, 1.0} or found <= {-1.0, 1.0}):
-        some = ", ".join(f"{value:g}" for value in sorted(found)[:5])
-        raise DataError(f"label {name!r}: a binary task takes 0 and 1, or -1 and 1; found {some}")
+    first = np.unique(labels, return_index=True)[1]
+    for row in sorted(first.tolist()):
+        known = ", ".join(f"{value:g}" for value in sorted(found))
+        found.add(float(labels[row]))
+        if not (found <= {0.0, 1.0} or found <= {-1.0, 1.0}):
+            after = f" after {known}" if known else ""
+            raise DataError(f"{cells.place(row)}: a binary task takes 0 and 1, or -1 and 1, got {labels[row]:g}{after}")
     return (labels > 0).astype(np.float64)
 
 
@@ -301,6 +317,6 @@ def _checked_weights(chunk: Chunk, name: str, source: Source) -> NDArray[np.floa
     weights = chunk.numbers[name]
     if len(weights) and weights.min() < 0:
         at = int(np.argmin(weights))
-        row = source.reader.place(int(chunk.positions[at]))
-        raise DataError(f"{source.path.name!r}, {row}, weight {name!r}: expected 0 or more, got {weights[at]:g}")
+        where = Cells(source, name, chunk.positions).place(at)
+        raise DataError(f"{where}: expected a weight of 0 or more, got {weights[at]:g}")
     return weights

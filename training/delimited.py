@@ -27,7 +27,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
         raise DataError(f"{str(path)!r} cannot be read: {reason}") from None
 
 

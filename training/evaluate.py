@@ -10,7 +10,7 @@ import torch
 
 from bundle import EncodedRows, Predictor
 from training.catalogue import Catalogue, positives
-from training.dataset import Chunk, Dataset, Part, zero_one
+from training.dataset import Cells, Chunk, Dataset, Part, zero_one
 from training.errors import DataError
 from training.metrics import Numbers, binary_metrics, regression_metrics
 from training.progress import say
@@ -52,7 +52,7 @@ def evaluate(
     if not len(truth):
         raise DataError(f"{data.name!r} has no rows to evaluate")
     if model.manifest.task == "binary":
-        return binary_metrics(zero_one(truth, label), scores)
+        return binary_metrics(zero_one(truth, Cells(part.source, label, np.arange(len(truth)))), scores)
     return regression_metrics(truth, scores, (model.manifest.label.low, model.manifest.label.high))
 
 

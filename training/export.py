@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle import EncodedRows, Encoder, FeatureSchema, store, vocabulary
+from bundle import EncodedRows, Encoder, FeatureSchema, checks, store, vocabulary
 from bundle.manifest import ROW_GRAPHS, File, Graph, GraphName, Label, Manifest, Provenance, Size, Split, clip_link
 from bundle.predictor import REPLAY_TOLERANCE
 from bundle.ranking import Ranking
@@ -58,6 +58,7 @@ def export(trained: Trained, root: Path) -> Path:
     recipe, model = trained.recipe, trained.fitted.model.eval()
     with store.stage(root, recipe.name) as folder:
         graphs = write_graphs(model, folder, trained.schema.fields)
+        _check_weights(folder / store.WEIGHTS)
         (folder / store.SCHEMA).write_text(trained.schema.model_dump_json(indent=1))
         positions = {trained.schema.names.index(name): values for name, values in trained.vocabularies.items()}
         vocabulary.save(folder / store.VOCABULARY, positions)
@@ -114,6 +115,13 @@ def package_versions() -> dict[str, str]:
 
 def _answers(sessions: dict[GraphName, Session], rows: EncodedRows) -> Arrays:
     return {**sessions["score"].run(rows), **sessions["explain"].run(rows)}
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        checks.refuse_weights(path)
+    except ValueError as error:
+        raise ExportRefused(f"{error}: nothing was written") from None
 
 
 def _check_parity(model: Model, rows: EncodedRows, answers: Arrays) -> None:

@@ -192,12 +192,14 @@ def _epoch(
 def check_labels(run: Run) -> None:
     if len(run.train) < 2:
         raise DataError("training needs at least 2 rows")
-    low, high = run.train.label_range
+    data, (low, high) = run.recipe.data, run.train.label_range
     if low == high and run.recipe.task != "ranking":
-        raise DataError(f"every training label is {low:g}: there is nothing to learn from one class")
+        where = f"{data.train.name!r}, column {data.label!r}"
+        raise DataError(f"{where}: every training label is {low:g}: there is nothing to learn from one class")
     found = np.unique(run.validation.labels)
     if run.recipe.monitor == "auc" and len(found) == 1:
-        raise DataError(f"every validation label is {found[0]:g}: fit.monitor = auc needs both classes")
+        where = f"{(data.validation or data.train).name!r}, column {data.label!r}"
+        raise DataError(f"{where}: every validation label is {found[0]:g}: fit.monitor = auc needs both classes")
 
 
 def refuse_unfinished(checkpoints: Path, *, resume: bool) -> None:

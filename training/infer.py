@@ -16,7 +16,8 @@ from bundle.schema import Source as Side
 from training.columns import entries, is_list, is_string, plain
 from training.sources import Source, numbers_of
 
-SAMPLE_ROWS = 200_000
+SAMPLE_ROWS, SAMPLE_BYTES = 200_000, 2**28
+SAMPLE_STEP = 4096  # rows
 MANY_VALUES = 1_000  # from here on values seen once are proposed to be unknown
 FEW_INTEGERS = 20
 OFTEN = 20  # rows for each value, on average
@@ -80,14 +81,15 @@ def infer(source: Source, label: str) -> Inferred:
     source.require(label)
     chunks: dict[str, list[pa.Array]] = {name: [] for name in source.columns if name != label}
     labels: list[NDArray[np.float64]] = []
-    rows, whole = 0, True
-    for batch in source.batches():
-        if rows >= SAMPLE_ROWS:
+    rows, size, whole = 0, 0, True
+    for batch in source.batches(rows=SAMPLE_STEP):
+        if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
             whole = False
             break
         labels.append(numbers_of(batch.column(label), name=label, source=source, first_row=rows))
         for name, chunk in chunks.items():
             chunk.append(plain(batch.column(name)))
+            size += chunk[-1].nbytes
         rows += batch.num_rows
     proposals = tuple(_propose(name, pa.concat_arrays(chunk), source) for name, chunk in chunks.items())
     found = np.unique(np.concatenate(labels))

@@ -20,6 +20,7 @@ from training.commands import (
 )
 from training.observers import add_log
 from training.recipe import METRICS
+from training.signing import add_signing
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -43,6 +44,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_evaluate(subparsers)
     _add_score(subparsers)
     _add_bundle(subparsers)
+    add_signing(subparsers)
     _add_demo(subparsers)
     return parser
 

@@ -1,5 +1,6 @@
 """One recipe, from files to a bundle."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,8 +59,13 @@ def run(recipe: Recipe, options: Options) -> Path:
 
 
 def forget(recipe: Recipe, options: Options) -> None:
-    """Remove the checkpoints of a run."""
-    shutil.rmtree(_folder(recipe, options), ignore_errors=True)
+    """Remove the checkpoints of a run: all at once, so that whoever is killed here leaves no half of one."""
+    folder = _folder(recipe, options)
+    removed = folder.with_name(f".removed-{folder.name}")
+    shutil.rmtree(removed, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _folder(recipe: Recipe, options: Options) -> Path:

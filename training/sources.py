@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ from training.errors import DataError
 Format = Literal["csv", "tsv", "parquet", "libfm"]
 
 BATCH_ROWS = 65_536
+LONGEST_TEXT = 65_536  # bytes of a value in a Parquet column of strings
+DENSEST = 1_000  # rows that a byte of a Parquet file may stand for: more than any log, fewer than a bomb
 
 FORMATS: dict[str, Format | None] = {  # None: the first line decides
     ".csv": "csv",
@@ -202,6 +205,10 @@ def _open_parquet(path: Path) -> Source:
     with readable(path), pq.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     refuse_duplicates(repr(path.name), schema.names)
+    if rows > DENSEST * path.stat().st_size:
+        raise DataError(
+            f"{path.name!r} has {rows:,} rows in {path.stat().st_size:,} bytes: that is no log, it unfolds without end"
+        )
     if not rows:
         raise DataError(f"{path.name!r} has columns and no rows")
     return Source(
@@ -220,14 +227,36 @@ class _Parquet:
     path: Path
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Dictionaries come whole with every batch, so batches are long; not so where a cell may be, too."""
+        """Strings come as dictionaries, so that a value that is repeated a million times is not unfolded. These come
+        whole with every batch, so batches are long; not so where a cell may be, too."""
         rows = 0
-        with readable(self.path), pq.ParquetFile(self.path) as file:
-            nested = any(pa.types.is_nested(file.schema_arrow.field(name).type) for name in columns)
-            length = BATCH_ROWS if nested else batch_rows(len(columns))
-            for batch in file.iter_batches(length, columns=list(columns)):
-                rows += batch.num_rows
-                yield batch.select(columns), rows
+        with readable(self.path):
+            flat = [field.name for field in pq.read_schema(self.path) if _columns.is_string(field.type)]
+            with pq.ParquetFile(self.path, read_dictionary=flat, page_checksum_verification=True) as file:
+                nested = any(pa.types.is_nested(file.schema_arrow.field(name).type) for name in columns)
+                length = BATCH_ROWS if nested else batch_rows(len(columns))
+                for batch in file.iter_batches(length, columns=list(columns)):
+                    self._check_text(batch, rows)
+                    rows += batch.num_rows
+                    yield batch.select(columns), rows
+                promised = file.metadata.num_rows
+        if rows != promised:
+            raise DataError(f"{self.path.name!r} promises {promised:,} rows and holds {rows:,}: it is damaged")
+
+    def _check_text(self, batch: pa.RecordBatch, first: int) -> None:
+        """DataError where a value is too long to be a category; ArrowInvalid where it is none at all."""
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if not (pa.types.is_dictionary(column.type) and _columns.is_string(column.type.value_type)):
+                continue
+            column.validate(full=True)  # a broken page may have codes beyond the dictionary
+            lengths = pc.binary_length(column.dictionary)
+            if (pc.max(lengths).as_py() or 0) > LONGEST_TEXT:
+                longest = pc.index(lengths, pc.max(lengths)).as_py()
+                row = first + pc.index(column.indices, longest).as_py()
+                raise DataError(
+                    f"{self.path.name!r}, {self.place(row)}, column {name!r}: expected text of at most "
+                    f"{LONGEST_TEXT:,} bytes, got {lengths[longest].as_py():,}"
+                )
 
     def place(self, row: int) -> str:
         return f"row {row + 1}"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bundle import Coded, FeatureSchema, InputError
 from bundle.rows import Column
-from bundle.schema import Categorical, FittedField, Kind, Multi, Numeric
+from bundle.schema import MOST_FIELDS, MOST_SLOTS, Categorical, FittedField, Kind, Multi, Numeric
 from bundle.values import canonical, numbers
 from bundle.vocabulary import Vocabulary
 from training.dataset import Part
@@ -31,6 +31,10 @@ class _Fitter(Protocol):
 
 def fit_schema(part: Part, kinds: Mapping[str, Kind]) -> Fitted:
     """Learn vocabularies (in order of first appearance), means, scales and quantiles from the rows of `part`."""
+    slots = sum(kind.width for kind in kinds.values())
+    if len(kinds) > MOST_FIELDS or slots > MOST_SLOTS:
+        most = f"{MOST_FIELDS:,} of {MOST_SLOTS:,}"
+        raise DataError(f"{len(kinds):,} fields of {slots:,} values a row are too many (allowed: {most}): name fewer")
     fitters = {name: _fitter(kind) for name, kind in kinds.items()}
     rows = 0
     for chunk in part.chunks(kinds, what="reading values"):

@@ -74,8 +74,10 @@ def refusal(path: Path) -> str:
 
 
 def edit(file: Path, change: Callable[[Any], object]) -> None:
+    """Change a document; a manifest then is one of before they were sealed."""
     document = json.loads(file.read_bytes())
     change(document)
+    document |= {"checksum": None} if file.name == "manifest.json" else {}
     file.write_text(json.dumps(document))
 
 

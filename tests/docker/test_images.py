@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,14 +61,51 @@ class TestDockerfile:
     def test_needs_no_tool_and_no_registry(self, dockerfile: Path) -> None:
         text = dockerfile.read_text()
         assert not re.search(r"curl|wget|apt-get|https?://|--(extra-)?index-url", text)
-        assert "-c constraints.txt" in text
+        installs = re.findall(r"pip [^&]*?install (.*)", text.replace("\\\n", ""))
+        assert len(installs) == 2
+        assert all(
+            "--require-hashes -r requirements.lock" in each or "--no-build-isolation ." in each for each in installs
+        )
+        assert all("--no-deps" in each for each in installs)
 
     def test_what_it_copies_is_sent_to_the_builder(self, dockerfile: Path) -> None:
         sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+        sent |= {f"docker/{path.name}" for path in LOCKS if "docker/*.lock" in sent}
         copies = [step.text.split() for step in instructions(dockerfile) if step.name == "COPY"]
         sources = {source for copy in copies if "--from=build" not in copy for source in copy[:-1]}
+        sources = {source.replace("${RUNTIME}", "cpu") for source in sources}
         assert sources <= sent
         assert all((ROOT / source).exists() for source in sources)
+
+
+LOCKS = sorted((ROOT / "docker").glob("requirements.*.lock"))
+
+
+def test_there_is_a_lock_for_each_image() -> None:
+    assert [path.suffixes[0] for path in LOCKS] == [".cpu", ".gpu", ".training"]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.suffixes[0])
+def test_a_lock_has_a_hash_for_everything_and_the_versions_of_the_tests(lock: Path) -> None:
+    """And names no registry: where packages come from is pip's to know, what they are is not."""
+    text = lock.read_text()
+    assert not re.search(r"https?:|index-url|find-links", text)
+    known = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().split())
+    pinned = re.findall(r"^([a-z0-9-]+)==([^ ;]+).*\\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert len(pinned) == len(re.findall(r"^[a-z]", text, re.MULTILINE)) > 20
+    theirs = {name.replace("_", "-"): version for name, version in known.items()}
+    assert [pin for pin in pinned if theirs.get(pin[0], pin[1]) != pin[1]] == []
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("cpu", ["cpu", "service"]), ("gpu", ["gpu", "service"]), ("training", ["cpu", "training"])]
+)
+def test_a_lock_has_what_the_program_asks_for(lock: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
+    names = {re.split(r"[\[<>=;! ]", each)[0].lower() for each in asked}
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / f"docker/requirements.{lock}.lock").read_text(), re.MULTILINE))
+    assert names - pinned == set()
 
 
 def test_service_image_holds_no_training_code() -> None:

@@ -90,7 +90,7 @@ def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
         target = tmp_path / "tiny-fm" / str(version)
         shutil.copytree(bundles / "tiny-fm" / "1", target)
         manifest = json.loads((target / "manifest.json").read_text())
-        (target / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+        (target / "manifest.json").write_text(json.dumps(manifest | {"version": version, "checksum": None}))
         return target
 
     return copy
@@ -103,6 +103,7 @@ def reseal() -> Callable[[Path, str, bytes], None]:
     def replace(path: Path, name: str, content: bytes) -> None:
         (path / name).write_bytes(content)
         manifest = json.loads((path / "manifest.json").read_text())
+        manifest["checksum"] = None
         manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "length": len(content)}
         (path / "manifest.json").write_text(json.dumps(manifest))
 

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from httpx import Client
 
+from bundle import signature
 from service import runtime
 from service.errors import Problem
+from service.settings import SettingsRefused, load
 
 Publish = Callable[[int], Path]
 Reseal = Callable[[Path, str, bytes], None]
@@ -147,3 +149,26 @@ def test_a_device_that_cannot_run_is_a_reason_not_a_fallback(publish: Publish, s
 def test_auto_says_what_it_chose(publish: Publish, serve: Serve) -> None:
     publish(1)
     assert serve(provider="auto").get("/v1/models/tiny-fm").json()["provider"] in {"cpu", "cuda"}
+
+
+SECRET, PUBLIC = "11" * 32, "d04ab232742bb4ab3a1368bd4615e4e6d0224ab71a016baf8520a332c9778737"
+
+
+def test_where_keys_are_trusted_an_unsigned_version_is_refused_and_a_signed_one_serves(
+    publish: Publish, serve: Serve
+) -> None:
+    signed, unsigned = publish(1), publish(2)
+    made = signature.sign((signed / "manifest.json").read_bytes(), SECRET).model_dump_json()
+    (signed / "signature.json").write_text(made)
+    client = serve(trusted_keys=PUBLIC)
+    assert reasons(client) == {2: "it is not signed, and only bundles signed with a trusted key are accepted"}
+    assert predicting_version(client) == 1
+    (unsigned / "signature.json").write_text(made)  # the signature of another manifest
+    assert reasons(serve(trusted_keys=PUBLIC)) == {2: "signature.json is not the signature of this manifest.json"}
+    assert reasons(serve(trusted_keys="ab" * 32))[1] == f"it is signed with the key {PUBLIC}, which is not trusted"
+    assert reasons(serve()) == {}
+
+
+def test_a_trusted_key_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsRefused, match=r"trusted_keys .*the key file 'absent' cannot be read"):
+        load(["--trusted-keys", f"{PUBLIC},absent"])

@@ -12,7 +12,20 @@ import pytest
 import bundle
 from training.cli import main
 
-COMMANDS = ["infer", "fit", "compare", "tune", "evaluate", "score", "bundle", "bundle verify", "bundle show", "demo"]
+COMMANDS = [
+    "infer",
+    "fit",
+    "compare",
+    "tune",
+    "evaluate",
+    "score",
+    "bundle",
+    "bundle verify",
+    "bundle show",
+    "keygen",
+    "sign",
+    "demo",
+]
 
 
 @pytest.fixture

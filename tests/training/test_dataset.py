@@ -91,11 +91,13 @@ def test_regression_labels_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"), [([-1, 0, 1, 0], "-1, 0, 1"), ([1, 2, 2, 1], "1, 2"), ([5, 4, 3, 9], "3, 4, 5, 9")]
+    ("labels", "row", "got"),
+    [([-1, 1, 0, 0], 3, "0 after -1, 1"), ([1, 2, 2, 1], 2, "2 after 1"), ([5, 4, 3, 9], 1, "5")],
 )
-def test_other_binary_labels_are_refused_with_what_was_found(tmp_path: Path, labels: list[int], found: str) -> None:
-    message = refusal(write(tmp_path, label=labels))
-    assert message == f"label 'label': a binary task takes 0 and 1, or -1 and 1; found {found}"
+def test_other_binary_labels_are_refused_with_their_row(tmp_path: Path, labels: list[int], row: int, got: str) -> None:
+    path = write(tmp_path, label=labels)
+    expected = f"'{path.name}', row {row}, column 'label': a binary task takes 0 and 1, or -1 and 1, got {got}"
+    assert refusal(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_weights_are_read(tmp_path: Path) -> None:
 
 def test_a_negative_weight_is_refused(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, weight=[1, 1, -2, 1]), weight="weight")
-    assert message == "'log.parquet', row 3, weight 'weight': expected 0 or more, got -2"
+    assert message == "'log.parquet', row 3, column 'weight': expected a weight of 0 or more, got -2"
 
 
 def test_a_number_that_is_none_is_placed_and_quoted(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_refused_label_far_down_leaves_no_entry(tmp_path: Path, monkeypatch: p
     labels = [0] * 5000 + [1] * 10 + [-1]
     users = pa.array(["u"] * len(labels)).dictionary_encode()
     pq.write_table(pa.table({"label": labels, "user": users}), path, row_group_size=1000)
-    with pytest.raises(DataError, match="a binary task takes 0 and 1, or -1 and 1; found -1, 0, 1"):
+    with pytest.raises(DataError, match=r"row \d+, column 'label': a binary task takes .*, got -?[01] after"):
         encode(path, {"user": {"kind": "categorical"}}, cache=folder)
     assert [*folder.iterdir()] == []
 

@@ -102,7 +102,7 @@ def test_a_missing_column_is_refused_by_name(model: Predictor, tmp_path: Path) -
 def test_labels_of_another_task_are_refused(model: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("clicked,user,app,tags,age\n3,u1,a1,fun,20\n4,u1,a1,fun,20\n")
-    with pytest.raises(DataError, match=r"label 'clicked': a binary task takes .*; found 3, 4"):
+    with pytest.raises(DataError, match=r"line 2, column 'clicked': a binary task takes .*, got [34]"):
         evaluate(model, path)
 
 
