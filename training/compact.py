@@ -78,7 +78,7 @@ def shrink(model: onnx_ir.Model, tables: Mapping[bytes, Compact], digest: Callab
     for name, value in list(graph.initializers.items()):
         if value.const_value is None or not is_rows(value):
             continue
-        compact = tables.get(digest(np.ascontiguousarray(value.const_value.numpy())))
+        compact = tables.get(digest(np.asarray(value.const_value.numpy(), order="C")))
         if compact is None:
             continue
         parts = {"values": compact.values} | ({} if compact.scale is None else {"scale": compact.scale})

@@ -46,7 +46,7 @@ class Weights:
             tensor = value.const_value
             if tensor is None or tensor.nbytes < SHARED_BYTES:
                 continue
-            array = np.ascontiguousarray(tensor.numpy())
+            array = np.asarray(tensor.numpy(), order="C")
             offset = self._offset(array)
             value.const_value = onnx_ir.ExternalTensor(
                 WEIGHTS,
@@ -67,7 +67,7 @@ class Weights:
         places = {}
         for name, tensor in model_state.items():
             if name not in compact:
-                places[name] = self._place(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+                places[name] = self._place(np.asarray(tensor.detach().cpu().numpy(), order="C"))
                 continue
             values, scale = compact[name].values, compact[name].scale
             places[name] = self._place(values) | ({} if scale is None else {"scale": self._offset(scale)})
