@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 MADE, FIELDS, ITEM_FIELDS, K, ROWS, BATCH = "made", 10, 3, 64, 200, 1000
+MB = 1.024e-3  # of a kB as the kernel counts them, 1024 bytes
 PROGRAM = [sys.executable, "-m", "benchmarks.memory"]  # benchmarks/training.py would hide the package
 
 
@@ -180,10 +181,10 @@ def _memory(pid: int | str = "self") -> dict[str, float]:
         elif counts and line.startswith("Rss:"):
             mapped += int(line.split()[1])
     return {
-        "anonymous": rollup["Anonymous"] / 1e3,
-        "mapped": mapped / 1e3,
-        "pss": rollup["Pss"] / 1e3,
-        "peak": status["VmHWM"] / 1e3,
+        "anonymous": rollup["Anonymous"] * MB,
+        "mapped": mapped * MB,
+        "pss": rollup["Pss"] * MB,
+        "peak": status["VmHWM"] * MB,
     }
 
 
