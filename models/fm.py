@@ -50,7 +50,8 @@ class FM(FactorModel):
             return self
         served = copy.deepcopy(self, {id(table): table for table in self.tables.values()})
         with torch.no_grad():
-            served.folded_weight = self.weight - 0.5 * self.embedding.square().sum(1, keepdim=True)
+            squares_N = torch.einsum("nk,nk->n", self.embedding, self.embedding)  # without another table in between
+            served.folded_weight = self.weight - 0.5 * squares_N.unsqueeze(1)
             bias, field_BF, pair_BP, _ = self.explain(sample_BS).terms
             exact_B = bias + field_BF.double().sum(1) + pair_BP.double().sum(1)
             allowed_B = FOLDABLE * (1 + field_BF.abs().sum(1) + pair_BP.abs().sum(1))
