@@ -115,8 +115,6 @@ def make(folder: Path, buckets: int, table: str) -> None:
 
 def work(path: Path) -> None:
     """Open the bundle as the service does, graph by graph, and tell what each one costs once it has read every row."""
-    import onnxruntime  # noqa: F401  its own memory counts as the start's
-
     from bundle import store
     from bundle.predictor import Predictor
     from bundle.ranking import Ranking

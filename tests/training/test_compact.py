@@ -19,7 +19,7 @@ from training.compact import Compact
 from training.errors import ExportRefused, RecipeError
 from training.fit import Run, build_model
 from training.metrics import auc
-from training.pipeline import Options, run
+from training.pipeline import Options, _fingerprint, run
 from training.recipe import check
 from training.rounding import relative_loss, round_tables
 from training.weights import read_state
@@ -151,3 +151,10 @@ def test_loss_is_a_share_of_the_metric_and_never_a_gain() -> None:
 def test_a_wrong_option_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check(document(tmp_path, **sections), origin="of the test")
+
+
+def test_a_run_may_be_resumed_with_another_kind_of_table(tmp_path: Path) -> None:
+    full, compact = (
+        check(document(tmp_path, export={"table": kind}), origin="of the test") for kind in ("float32", "int8")
+    )
+    assert _fingerprint(full, "0" * 64, None) == _fingerprint(compact, "0" * 64, None)
