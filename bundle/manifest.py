@@ -17,6 +17,7 @@ NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 Task = Literal["regression", "binary", "ranking"]
 Axis = Literal["pair", "field"]
 GraphName = Literal["score", "explain", "rank_context", "rank_candidates"]
+TableKind = Literal["float32", "float16", "int8"]
 Name = Annotated[str, StringConstraints(pattern=rf"\A{NAME_PATTERN}\z")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 ROW_GRAPHS: tuple[GraphName, ...] = ("score", "explain")
@@ -30,16 +31,32 @@ class File(Strict):
     length: int = Field(ge=0)
 
 
+class Table(Strict):
+    """A constant of a graph that is read row by row, and where its bytes lie in a file."""
+
+    file: str
+    dtype: TableKind
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    offset: int = Field(ge=0)
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
 class Graph(Strict):
     """One ONNX graph; its inputs are `ids` [B, S] int64 and, where their fields need them, `values` [B, S] float32.
 
     In a ranking, S are the slots of one side: `rank_context` takes one row and answers a state of several tensors, the
-    same ones that `rank_candidates` takes beside its rows.
+    same ones that `rank_candidates` takes beside its rows. `tables`, by the names they have in the graph, are mapped
+    once for all graphs; a graph that names none maps them itself.
     """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    tables: dict[str, Table] = Field(default={})
 
 
 class Size(Strict):
@@ -85,6 +102,7 @@ class Manifest(Strict):
     graphs: dict[GraphName, Graph]
     sizes: tuple[Size, ...]
     exact: bool
+    table: TableKind = Field(default="float32", description="what the embedding tables are stored as")
     split: Split
     files: dict[str, File]
     provenance: Provenance
@@ -115,6 +133,9 @@ class Manifest(Strict):
                 raise ValueError("a graph takes ids, or ids and values; rank_candidates the state behind them")
             if set(graph.outputs) != outputs[name]:
                 raise ValueError(f"the {name} graph answers {', '.join(sorted(outputs[name]))}")
+            for table in graph.tables.values():
+                if table.file not in self.files or table.offset + table.length > self.files[table.file].length:
+                    raise ValueError(f"a table of the {name} graph does not lie in a file of the bundle")
         parse_link(self.link)
         return self
 

@@ -6,12 +6,13 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import RuntimeRefused
-from bundle.manifest import Graph
+from bundle.manifest import Graph, Table
 from bundle.rows import EncodedRows
 
 Provider = Literal["auto", "cuda", "tensorrt", "cpu"]
@@ -22,6 +23,7 @@ EXECUTION_PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+_MAPPED: WeakValueDictionary[tuple[int, ...], np.memmap[Any, Any]] = WeakValueDictionary()  # by what the file is
 
 
 class Session:
@@ -36,12 +38,12 @@ class Session:
         wanted = "cuda" if provider == "auto" else provider
         self.chosen, self.why = wanted, f"provider = {provider}"
         try:
-            self._session = _create(folder / graph.file, wanted, threads)
+            self._session, self._tables = _create(folder, graph, wanted, threads)
         except RuntimeRefused as error:
             if provider != "auto":
                 raise
             self.chosen, self.why = "cpu", str(error)
-            self._session = _create(folder / graph.file, "cpu", threads)
+            self._session, self._tables = _create(folder, graph, "cpu", threads)
 
     def run(self, rows: EncodedRows, state: Mapping[str, NDArray[np.float32]] = NO_STATE) -> Arrays:
         """Every output of the graph by name, for B encoded rows. Raises RuntimeRefused where onnxruntime fails.
@@ -57,7 +59,8 @@ class Session:
         return dict(zip(self.graph.outputs, outputs, strict=True))
 
 
-def _create(path: Path, provider: str, threads: int) -> Any:
+def _create(folder: Path, graph: Graph, provider: str, threads: int) -> tuple[Any, list[Any]]:
+    """A session of onnxruntime, and the mapped tables that have to live as long."""
     ort, name = _onnxruntime(), EXECUTION_PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise RuntimeRefused(
@@ -71,16 +74,32 @@ def _create(path: Path, provider: str, threads: int) -> Any:
     if provider != "cpu":
         ort.preload_dlls()
     try:
-        session = ort.InferenceSession(path, options, providers=[name])
+        # Of all ways to give onnxruntime a table, only this one needs no copy, and no mapping for each session.
+        tables = {} if provider != "cpu" else {key: _mapped(folder, table) for key, table in graph.tables.items()}
+        values = [ort.OrtValue.ortvalue_from_numpy(table) for table in tables.values()]
+        for key, value in zip(tables, values, strict=True):
+            options.add_initializer(key, value)
+        session = ort.InferenceSession(folder / graph.file, options, providers=[name])
     except Exception as error:  # onnxruntime raises a family of its own that shares only this base
-        raise RuntimeRefused(f"onnxruntime cannot load {path.name} on {provider}: {error}") from error
+        raise RuntimeRefused(f"onnxruntime cannot load {graph.file} on {provider}: {error}") from error
     session.disable_fallback()
     if session.get_providers()[0] != name:
         raise RuntimeRefused(
             f"{provider} cannot run here: onnxruntime could start only {session.get_providers()}; "
             "check the GPU, its driver, CUDA 13 and cuDNN 9"
         )
-    return session
+    return session, values
+
+
+def _mapped(folder: Path, table: Table) -> NDArray[Any]:
+    """The table in its file, which is mapped once for all sessions of the process."""
+    path = folder / table.file
+    stat = path.stat()
+    which = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    whole = _MAPPED.get(which)
+    if whole is None:
+        whole = _MAPPED[which] = np.memmap(path, np.uint8, mode="r")
+    return whole[table.offset : table.offset + table.length].view(table.dtype).reshape(table.shape)
 
 
 def _onnxruntime() -> Any:

@@ -125,8 +125,12 @@ class Model(nn.Module, ABC):
         """What `explain` shows beside the terms; a class variable where it hangs on no option."""
         return {}
 
-    def inference(self) -> "Model":
-        """The model to export: the same logits and terms, perhaps rewritten to run faster."""
+    def inference(self, sample_BS: Tensor | None = None) -> "Model":
+        """The model to export: the same logits and terms, perhaps rewritten to run faster.
+
+        `sample_BS` are ids of rows such as will be served, to see what a rewriting costs in digits; without them
+        nothing is rewritten that costs any.
+        """
         return self
 
     def split(self, candidate: Sequence[int]) -> Split | None:

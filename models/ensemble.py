@@ -96,9 +96,9 @@ class Ensemble(Model):
         first, *others = self._models
         return {name: axis for name, axis in first.sizes.items() if all(name in other.sizes for other in others)}
 
-    def inference(self) -> Model:
-        served = copy.copy(self)
-        served._modules = {**self._modules, "members": nn.ModuleList(member.inference() for member in self._models)}
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
+        served, members = copy.copy(self), nn.ModuleList(member.inference(sample_BS) for member in self._models)
+        served._modules = {**self._modules, "members": members}
         return served
 
     @property

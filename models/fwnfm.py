@@ -9,7 +9,6 @@ it is the FwFM. One product with the [F, F] matrix of weights costs little besid
 Shapes: see models/base.py.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -28,9 +27,10 @@ class FwNFM(NFM):
         self.r = nn.Parameter(torch.ones(len(layout.pairs)))
         self.register_buffer("served_weights", None, persistent=False)
 
-    def inference(self) -> Model:
-        """The matrix of weights written out."""
-        served = copy.deepcopy(self, {id(table): table for table in self.tables.values()})
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
+        """The matrix of weights written out, too."""
+        served = super().inference(sample_BS)
+        assert isinstance(served, FwNFM)
         served.served_weights = self._weights().detach()
         return served
 

@@ -84,7 +84,7 @@ class InteractionAware(FactorModel):
         field_importance: Sizes = {"field_importance": "pair"} if self.has_field_aspect else {}
         return {**attention, **field_importance}
 
-    def inference(self) -> Model:
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
         """Every F_ij and ‖F_ij‖ written out: no graph computes them again, nor differently by a rounding."""
         if not self.has_field_aspect:
             return self

@@ -10,13 +10,14 @@ With no layers h is fixed at 1 and, without batch norm and dropout, NFM is FM (s
 Shapes: see models/base.py; D is the width of z_L.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.base import Explanation, Layout
+from models.base import Explanation, Layout, Model
 from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import NetworkConfig, mlp, opened
@@ -45,6 +46,7 @@ class NFM(FactorModel):
             if config.layers
             else nn.Buffer(torch.ones(config.embedding_dim, 1), persistent=False)
         )
+        self.served_network: nn.Module | None = None
 
     @property
     def exact(self) -> bool:
@@ -56,8 +58,24 @@ class NFM(FactorModel):
 
     def network(self, bi_BK: Tensor) -> Tensor:
         """f(x) from f_BI, [B]."""
+        if self.served_network is not None:
+            out_B1: Tensor = self.served_network(bi_BK)
+            return out_B1.squeeze(1)
         z_BD: Tensor = self.mlp(self.pooling(bi_BK))
         return (z_BD @ self.h).squeeze(1)
+
+    def _opened(self) -> tuple[nn.Linear, nn.Module]:
+        """The network in eval mode as a linear layer, with batch norm folded into it, and the rest behind it."""
+        first, rest = opened(self.mlp, self.h)
+        norm = self.pooling[0]
+        return (_behind(norm, first) if isinstance(norm, nn.BatchNorm1d) else first), rest
+
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
+        """Batch norm folded into the layer behind it."""
+        served = copy.deepcopy(self, {id(table): table for table in self.tables.values()})
+        if isinstance(self.pooling[0], nn.BatchNorm1d):
+            served.served_network = nn.Sequential(*self._opened())
+        return served
 
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
         slot_BS = self.slot_terms(ids_BS, values_BS)
@@ -74,9 +92,7 @@ class NFM(FactorModel):
         return at_zero, self.network(axes_KK) - at_zero
 
     def split(self, candidate: Sequence[int]) -> Split | None:
-        first, rest = opened(self.mlp, self.h)
-        norm = self.pooling[0] if isinstance(self.pooling[0], nn.BatchNorm1d) else None
-        return self.split_into(self.sides(candidate), FirstOrder(self.bias), PooledPairs(norm, first, rest))
+        return self.split_into(self.sides(candidate), FirstOrder(self.bias), PooledPairs(*self._opened()))
 
 
 class PooledPairs(Part):
@@ -87,16 +103,11 @@ class PooledPairs(Part):
 
     state = ("network", "slopes")
 
-    def __init__(self, norm: nn.BatchNorm1d | None, first: nn.Linear, rest: nn.Module) -> None:
+    def __init__(self, first: nn.Linear, rest: nn.Module) -> None:
         super().__init__()
-        W_HK, bias_H = first.weight.detach(), first.weight.new_zeros(first.out_features)
-        if first.bias is not None:
-            bias_H = bias_H + first.bias.detach()
-        if norm is not None:
-            scale_K, shift_K = _affine(norm)
-            W_HK, bias_H = W_HK * scale_K, bias_H + W_HK @ shift_K
+        W_HK, bias_H = first.weight.detach(), first.bias
         self.W_KH = nn.Buffer(W_HK.T.contiguous(), persistent=False)
-        self.bias_H = nn.Buffer(bias_H, persistent=False)
+        self.bias_H = nn.Buffer(W_HK.new_zeros(len(W_HK)) if bias_H is None else bias_H.detach(), persistent=False)
         self.rest = rest
 
     def context(self, first_1C: Tensor, e_1CK: Tensor) -> tuple[Tensor, ...]:
@@ -111,9 +122,14 @@ class PooledPairs(Part):
         return summand_N1
 
 
-def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of batch norm in eval mode."""
+def _behind(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+    """x -> linear(norm(x)) in eval mode, as one layer."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    W_HK = linear.weight.detach()
     scale_K = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
-    return scale_K, norm.bias.detach() - norm.running_mean * scale_K
+    shift_H = W_HK @ (norm.bias.detach() - norm.running_mean * scale_K)
+    folded = nn.Linear(linear.in_features, linear.out_features)
+    folded.weight = nn.Parameter(W_HK * scale_K)
+    folded.bias = nn.Parameter(shift_H if linear.bias is None else shift_H + linear.bias.detach())
+    return folded

@@ -169,6 +169,7 @@ def test_every_recipe_key_is_documented() -> None:
         "data.": recipe.Data,
         "data.split.": recipe.Split,
         "fit.": recipe.Fit,
+        "export.": recipe.Export,
     }
     expected = [
         (f"`{table}{name}`", default(field))

@@ -147,6 +147,7 @@ def run_show(options: argparse.Namespace) -> None:
     size = sum(file.length for file in manifest.files.values())
     print(f"{manifest.name} version {manifest.version}: {manifest.key}, {manifest.task}, prediction = {manifest.link}")
     explained = "exact" if manifest.exact else "with a residual"
+    explained += "" if manifest.table == "float32" else f", tables in {manifest.table}"
     print(f"digest {model.bundle.digest}, {size / 1e6:.1f} MB, explanations {explained}")
     for field in model.schema.fields:
         print(f"  {field.name:<20} {field.kind.kind:<12} {field.kind.source:<8} {field.size:>10,} ids")

@@ -26,6 +26,7 @@ from training.graphs import write_graphs
 from training.metrics import binary_metrics, regression_metrics
 from training.progress import bar
 from training.recipe import METRICS, Recipe
+from training.rounding import Rounded, round_tables
 
 PARITY_TOLERANCE = 1e-5  # |Δlogit| against torch, times 1 + Σ|terms|
 PARITY_ROWS = 4096
@@ -53,22 +54,23 @@ def export(trained: Trained, root: Path) -> Path:
     """Write the next version of the bundle under `root` and return its folder.
 
     Raises ExportRefused, and writes nothing, where onnxruntime and torch differ by more than the tolerance on any
-    golden row or on any of the first PARITY_ROWS validation rows.
+    golden row or on any of the first PARITY_ROWS validation rows, or where tables in fewer bits cost too much.
     """
-    recipe, model = trained.recipe, trained.fitted.model.eval()
+    recipe, fitted, schema = trained.recipe, trained.fitted, trained.schema
+    smaller = round_tables(recipe, schema, fitted.model.eval(), trained.train, trained.validation)
+    model = smaller.model if smaller else fitted.model
+    rows = golden_rows(trained.schema, trained.vocabularies, (trained.train, trained.validation), seed=recipe.fit.seed)
+    encoder = Encoder(trained.schema, trained.vocabularies)
+    golden, sample = encoder.rows(rows), next(_encoded_batches(trained.validation, PARITY_ROWS))
     with store.stage(root, recipe.name) as folder:
-        graphs = write_graphs(model, folder, trained.schema.fields)
+        ids = torch.from_numpy(np.concatenate([golden.ids, sample.ids]))
+        compact = smaller.compact if smaller else {}
+        graphs = write_graphs(model, folder, schema.fields, compact=compact, sample=ids)
         _check_weights(folder / store.WEIGHTS)
         (folder / store.SCHEMA).write_text(trained.schema.model_dump_json(indent=1))
         positions = {trained.schema.names.index(name): values for name, values in trained.vocabularies.items()}
         vocabulary.save(folder / store.VOCABULARY, positions)
         sessions = {name: Session(folder, graphs[name]) for name in ROW_GRAPHS}
-        rows = golden_rows(
-            trained.schema, trained.vocabularies, (trained.train, trained.validation), seed=recipe.fit.seed
-        )
-        encoder = Encoder(trained.schema, trained.vocabularies)
-        golden = encoder.rows(rows)
-        sample = next(_encoded_batches(trained.validation, PARITY_ROWS))
         for part in (golden, sample):
             _check_parity(model, part, _answers(sessions, part))
         if "rank_context" in graphs:
@@ -76,7 +78,7 @@ def export(trained: Trained, root: Path) -> Path:
         (folder / store.GOLDEN_ROWS).write_text(json.dumps(rows, ensure_ascii=False, allow_nan=False))
         answers = _answers(sessions, golden)
         np.savez(folder / store.GOLDEN_ANSWERS, allow_pickle=False, **answers)
-        report = _report(trained, sessions)
+        report = _report(trained, sessions, smaller)
         (folder / store.REPORT).write_text(json.dumps(report, indent=1, allow_nan=False))
         return store.publish(folder, lambda version, files: _manifest(trained, graphs, version, files))
 
@@ -98,6 +100,7 @@ def _manifest(trained: Trained, graphs: dict[GraphName, Graph], version: int, fi
         graphs=graphs,
         sizes=tuple(Size(name=name, axis=axis) for name, axis in model.sizes.items()),
         exact=model.exact,
+        table=recipe.export.table,
         split=Split(
             context=tuple(field.name for field in fields if field.kind.source != "item"),
             candidate=tuple(field.name for field in fields if field.kind.source == "item"),
@@ -178,13 +181,14 @@ def course(recipe: Recipe, fitted: Fitted, train: Dataset) -> dict[str, Any]:
     }
 
 
-def _report(trained: Trained, sessions: dict[GraphName, Session]) -> dict[str, Any]:
+def _report(trained: Trained, sessions: dict[GraphName, Session], smaller: Rounded | None) -> dict[str, Any]:
     """How training went, and the metrics and mean explanations of the validation rows as the graphs answer them."""
     schema, sizes = trained.schema, trained.fitted.model.sizes
     logits, means = _means(trained, sessions, ("field", "pair", *sizes))
     return {
         **course(trained.recipe, trained.fitted, trained.train),
-        "metrics": _finite(_metrics(trained, logits)),
+        "metrics": _finite(_metrics(trained, logits, smaller)),
+        **({"table": smaller.report} if smaller else {}),
         **trained.started_from,
         "rows": {"train": len(trained.train), "validation": len(trained.validation)},
         "mean_absolute_contribution": {
@@ -202,14 +206,16 @@ def _report(trained: Trained, sessions: dict[GraphName, Session]) -> dict[str, A
     }
 
 
-def _metrics(trained: Trained, logits: NDArray[np.float64]) -> dict[str, float]:
+def _metrics(trained: Trained, logits: NDArray[np.float64], smaller: Rounded | None) -> dict[str, float]:
     labels = trained.validation.labels.astype(np.float64)
     match trained.recipe.task:
         case "regression":
             return regression_metrics(labels, logits, trained.train.label_range)
         case "binary":
             return binary_metrics(labels, logits)
-        case "ranking":  # a rank is among the whole catalogue, which the validation rows are not
+        case "ranking" if smaller:  # a rank is among the whole catalogue, which the validation rows are not
+            return {name: smaller.metrics[name] for name in METRICS["ranking"]}
+        case "ranking":
             return _best_metrics(trained.recipe, trained.fitted)
 
 

@@ -1,19 +1,15 @@
 """torch modules to ONNX graphs over one weights file."""
 
-import hashlib
-import json
 import logging
-import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any
 
-import numpy as np
 import onnx_ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bundle.manifest import Graph, GraphName
@@ -21,11 +17,11 @@ from bundle.schema import FittedField
 from bundle.store import WEIGHTS
 from models import LogitTerms, Model
 from models.split import Split
+from training.compact import Compact, shrink
+from training.weights import STATE, Weights
 
-ALIGNMENT = 4096  # so that weights can be memory-mapped
-SHARED_BYTES = 1024  # smaller constants stay inside the graph
 BATCH = 2  # rows to export with: one row would be taken for a constant
-STATE = "state"  # metadata of the explain graph: where the weights file has each tensor of the model's state
+FULL: Mapping[str, Compact] = MappingProxyType({})  # every table in float32
 
 
 @dataclass(frozen=True)
@@ -83,39 +79,33 @@ class RankCandidatesGraph(nn.Module):
         return self.split.candidates(state, ids, values)
 
 
-def write_graphs(model: Model, folder: Path, fields: Sequence[FittedField] = ()) -> dict[GraphName, Graph]:
-    """Export the graphs of `model.inference()`; every large constant is stored once, in one file.
+def write_graphs(
+    model: Model,
+    folder: Path,
+    fields: Sequence[FittedField] = (),
+    *,
+    compact: Mapping[str, Compact] = FULL,
+    sample: Tensor | None = None,
+) -> dict[GraphName, Graph]:
+    """Export the graphs of `model.inference(sample)`; every large constant is stored once, in one file.
 
     Score and explain are always there; where `fields` has fields of a candidate and others, and the model can be split,
     so are the two of a ranking. The file of weights keeps the model's own state, too: an exported graph has folded
-    some of it into other numbers.
+    some of it into other numbers. `compact` are tables to store in fewer bits, which `model` has rounded already.
     """
-    served = model.inference().eval()
+    served = model.inference(sample).eval()
     graphs = {**_of_rows(served), **_of_ranking(served, fields)}
     with (folder / WEIGHTS).open("wb") as file:
-        weights = _Weights(file)
+        weights, said = Weights(file), {}
+        shrunk = {weights.digest(model.tables[name].detach().numpy()): table for name, table in compact.items()}
         for name, graph in graphs.items():
             exported = _export(graph)
-            weights.move_out(exported)
+            shrink(exported, shrunk, weights.digest)
+            said[name] = graph.said.model_copy(update={"tables": weights.move_out(exported)})
             if name == "explain":
-                places = {key: weights.place(tensor) for key, tensor in model.state_dict().items()}
-                exported.metadata_props[STATE] = json.dumps(places)
+                exported.metadata_props[STATE] = weights.state(model.state_dict(), compact)
             onnx_ir.save(exported, folder / graph.said.file)
-    return {name: graph.said for name, graph in graphs.items()}
-
-
-def read_state(folder: Path, graph: Graph) -> dict[str, Tensor] | None:
-    """The `state_dict` of the model whose explain graph this is, mapped from the weights file; None of an old graph."""
-    places = json.loads(onnx_ir.load(folder / graph.file).metadata_props.get(STATE, "null"))
-    if places is None:
-        return None
-    whole = np.memmap(folder / WEIGHTS, np.uint8, mode="c")
-    return {name: _tensor_at(whole, **place) for name, place in places.items()}
-
-
-def _tensor_at(whole: NDArray[np.uint8], *, dtype: str, shape: list[int], offset: int) -> Tensor:
-    length = math.prod(shape) * np.dtype(dtype).itemsize
-    return torch.from_numpy(whole[offset : offset + length].view(dtype).reshape(shape))
+    return said
 
 
 def _of_rows(served: Model) -> dict[GraphName, _Exportable]:
@@ -189,40 +179,3 @@ def _arguments(graph: _Exportable) -> tuple[dict[str, Any], dict[str, Any]]:
         # Lists: the exporter takes a tuple of axes for one.
         arguments["state"], axes["state"] = list(graph.state), [{0: torch.export.Dim.STATIC}] * len(graph.state)
     return arguments, axes
-
-
-class _Weights:
-    """The one weights file: a constant with the same bytes, in whichever graph, is written once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._offsets: dict[bytes, int] = {}
-
-    def move_out(self, model: onnx_ir.Model) -> None:
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.nbytes >= SHARED_BYTES:
-                value.const_value = onnx_ir.ExternalTensor(
-                    WEIGHTS,
-                    offset=self._offset(tensor.tobytes()),
-                    length=tensor.nbytes,
-                    dtype=tensor.dtype,
-                    shape=tensor.shape,  # type: ignore[arg-type]
-                    name=str(value.name),
-                    base_dir=Path(self._file.name).parent,
-                )
-
-    def place(self, tensor: Tensor) -> dict[str, object]:
-        """Where this tensor's bytes are, written now unless a graph maps them already."""
-        array = tensor.detach().cpu().contiguous().numpy()
-        content = array.reshape(-1).view(np.uint8).data
-        return {"dtype": array.dtype.name, "shape": array.shape, "offset": self._offset(content)}
-
-    def _offset(self, content: bytes | memoryview) -> int:
-        digest = hashlib.sha256(content).digest()
-        if digest not in self._offsets:
-            self._file.write(b"\0" * (-self._file.tell() % (ALIGNMENT if len(content) >= SHARED_BYTES else 8)))
-            self._offsets[digest] = self._file.tell()
-            self._file.write(content)
-            self._file.flush()
-        return self._offsets[digest]

@@ -187,6 +187,7 @@ def _fingerprint(
             "data": {"train", "validation"},
             "model": set(START),
             "tune": True,
+            "export": True,
             "fit": set() if fixed_length else length,
             "pretrain": {"fit": {"epochs", "patience"}},  # its own fingerprint fixes them
         },

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bundle.manifest import RESERVED_NAMES, Name
+from bundle.manifest import RESERVED_NAMES, Name, TableKind
 from bundle.schema import Kind, Strict
 from models import MODELS
 from models.ensemble import Ensemble
@@ -106,6 +106,17 @@ class Fit(Strict):
     missing_share: float = Field(default=0.0, ge=0, lt=1, description="fields replaced by missing in training")
 
 
+class Export(Strict):
+    """What the bundle is written as."""
+
+    table: TableKind = Field(default="float32", description="numbers of the embedding tables")
+    loss_bound: float = Field(
+        default=0.001,
+        ge=0,
+        description="by what share of its value rmse, auc or ndcg@10 may get worse through float16 or int8",
+    )
+
+
 class Pretrain(Strict):
     """A first run over the same rows; the model starts from the bias, weights and embeddings that it ends with."""
 
@@ -122,6 +133,7 @@ class Recipe(Strict):
     model: dict[str, Any]
     pretrain: Pretrain | None = Field(default=None, description="train another model first and start from it")
     fit: Fit = Fit()
+    export: Export = Export()
     tune: Tune | None = Field(default=None, description="what `tune` may try; fit does not read it")
 
     @field_validator("name")
@@ -143,6 +155,8 @@ class Recipe(Strict):
                 "fit.negative_rate needs data.validation, a file with all its negatives: "
                 "a split of the training file has lost them, too"
             )
+        if self.export.table != "float32" and self.model.get("key") == "lr":
+            raise ValueError(f"export.table = {self.export.table}: lr has no embedding table; leave it out")
         allowed = METRICS[self.task]
         if self.fit.monitor and self.fit.monitor not in allowed:
             raise ValueError(f"fit.monitor = {self.fit.monitor!r}: for {self.task} give one of {', '.join(allowed)}")

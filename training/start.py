@@ -18,8 +18,8 @@ from training.checkpoint import STATE, Checkpoint, Tensors, load
 from training.dataset import digest
 from training.errors import RecipeError
 from training.fit import build_model
-from training.graphs import read_state
 from training.recipe import START, Recipe
+from training.weights import read_state
 
 SHARED = ("bias", "weight", "embedding")  # what models of different keys have in common
 

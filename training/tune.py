@@ -194,7 +194,7 @@ def _try(optuna: Any, search: Any, trial: Any, recipe: Recipe, options: Options)
 
 
 def _key(recipe: Recipe) -> str:
-    return hashlib.sha256(recipe.model_dump_json(exclude={"tune"}).encode()).hexdigest()[:12]
+    return hashlib.sha256(recipe.model_dump_json(exclude={"tune", "export"}).encode()).hexdigest()[:12]
 
 
 def _spelt(chosen: Mapping[str, object]) -> str:

@@ -3,11 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
+from pydantic import ValidationError
 
 import bundle
 from bundle import RuntimeRefused
+from bundle.manifest import Manifest
+from bundle.session import Session
 
 cpu_only = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime can run on CUDA"
@@ -66,3 +70,44 @@ def test_both_distributions_installed_are_refused(bundles: Path, tmp_path: Path)
 def test_onnxruntime_is_imported_lazily_and_without_telemetry(bundles: Path) -> None:
     reported = run(REPORTS_THE_IMPORT, bundles / "tiny-fm" / "1")
     assert reported.stdout.split() == ["False", "1", "True"], reported.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process maps")
+def test_tables_are_mapped_once_for_all_graphs_and_sessions(bundles: Path) -> None:
+    weights = bundles / "tiny-fm" / "1" / "weights.bin"
+    program = """
+import sys, bundle
+from bundle.rows import EncodedRows
+opened = [bundle.open(sys.argv[1]) for _ in range(2)]
+assert opened[0].ranking and opened[1].ranking
+print(sum(line.rstrip().endswith("weights.bin") for line in open("/proc/self/maps")))
+"""
+    said = run(program, weights.parent)
+    assert said.stdout.split() == ["1"], said.stderr
+
+
+def test_a_graph_that_names_no_tables_answers_the_same(bundles: Path) -> None:
+    """Bundles written before were silent about them."""
+    model = bundle.open(bundles / "tiny-afm" / "1")
+    graph, rows = model.manifest.graphs["explain"], model.encoder.rows(model.bundle.golden_rows)
+    assert {table.shape for table in graph.tables.values()} == {(model.schema.size, 8)}
+    older = Session(model.bundle.path, graph.model_copy(update={"tables": {}})).run(rows)
+    for name, expected in model.explanations.run(rows).items():
+        np.testing.assert_array_equal(older[name], expected)
+
+
+def test_what_a_session_reads_is_what_lies_at_the_offset(bundles: Path) -> None:
+    model = bundle.open(bundles / "tiny-fm" / "1")
+    graph, rows = model.manifest.graphs["score"], model.encoder.rows(model.bundle.golden_rows)
+    ((name, table),) = graph.tables.items()
+    moved = graph.model_copy(update={"tables": {name: table.model_copy(update={"offset": table.offset + 4})}})
+    assert np.abs(Session(model.bundle.path, moved).run(rows)["logit"] - model.logits(rows)).max() > 1e-3
+
+
+@pytest.mark.parametrize("change", [{"offset": 10**9}, {"file": "../weights.bin"}, {"shape": (10**9, 8)}])
+def test_a_table_outside_the_files_of_the_bundle_is_refused(bundles: Path, change: dict[str, object]) -> None:
+    manifest = bundle.open(bundles / "tiny-fm" / "1").manifest.model_dump(mode="json")
+    (table,) = manifest["graphs"]["score"]["tables"].values()
+    table.update(change)
+    with pytest.raises(ValidationError, match="a table of the score graph does not lie in a file of the bundle"):
+        Manifest.model_validate(manifest, strict=False)

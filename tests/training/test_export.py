@@ -20,9 +20,10 @@ from models.fm import FM
 from models.split import FirstOrder, Split
 from training.dataset import digest
 from training.errors import ExportRefused
-from training.graphs import SHARED_BYTES, read_state, write_graphs
+from training.graphs import write_graphs
 from training.pipeline import Options, run
 from training.recipe import check
+from training.weights import SHARED_BYTES, read_state
 
 Opened = dict[str, Predictor]
 FIELDS = {"user": {"kind": "categorical"}, "app": {"kind": "categorical", "source": "item"}}
@@ -58,7 +59,7 @@ def export(folder: Path, key: str = "fm", *, validation: dict[str, Any] | None =
 class Shifted(FM):
     """Exports a model whose logits are slightly off."""
 
-    def inference(self) -> Model:
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
         other = copy.deepcopy(self)
         other.bias.data += 1e-3
         return other
@@ -67,7 +68,7 @@ class Shifted(FM):
 class Misexplained(FM):
     """Exports an explain graph that answers other pairs than the score graph."""
 
-    def inference(self) -> Model:
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
         other = copy.deepcopy(self)
         other.__class__ = _PairsDoubled
         return other
@@ -82,7 +83,7 @@ class _PairsDoubled(FM):
 class Infinite(FM):
     """Exports a model whose answers are no numbers."""
 
-    def inference(self) -> Model:
+    def inference(self, sample_BS: Tensor | None = None) -> Model:
         other = copy.deepcopy(self)
         other.bias.data.fill_(torch.nan)
         return other
@@ -192,7 +193,8 @@ def test_the_weights_file_keeps_the_models_own_state(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
     assert {tensor.dtype for tensor in found.values()} == {torch.float32, torch.int64}
     score = onnx.load(tmp_path / "score.onnx").graph.initializer
-    (folded,) = (onnx.numpy_helper.to_array(tensor) for tensor in score if tensor.name == "model.mlp.0.weight")
+    name = "model.served_network.0.weight"
+    (folded,) = (onnx.numpy_helper.to_array(tensor) for tensor in score if tensor.name == name)
     assert np.abs(folded - found["mlp.0.weight"].numpy()).max() > 0.1
 
 
