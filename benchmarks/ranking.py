@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 
 from service import runtime
 from service.metrics import Metrics
+from service.candidates import CandidateSets
+from service.catalog import Catalog
 from service.ranker import rank
 from service.scorer import predict
 from service.settings import Settings

@@ -7,6 +7,9 @@ ServiceError
 ├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
 ├── NotFound           no such model, or no such version of it
 ├── NotReady           the model is known, but no version of it can serve
+├── ControlRefused     who may not change what is served tries to
+├── ControlFailed      a change that not every worker has made
+├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
 └── Overdue            the request has waited too long for its turn
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
@@ -87,6 +90,18 @@ class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
 
 
+class ControlRefused(ServiceError):
+    """A change to what is served, from somebody who may not make one."""
+
+
+class ControlFailed(ServiceError):
+    """A change that some worker process could not make, or did not in time."""
+
+
+class SetsFull(ServiceError):
+    """A candidate set for which there is no room; none is ever put out for another."""
+
+
 class Overdue(ServiceError):
     """A request that waited longer than `patience` and was not scored."""
 
@@ -104,6 +119,9 @@ KINDS: dict[type[Exception], _Kind] = {
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    ControlRefused: _Kind(HTTPStatus.FORBIDDEN, "Not to be changed by this client"),
+    ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
+    SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {

@@ -8,8 +8,8 @@ takes longer (a long or compressed body, many rows, a ranking, an explanation) h
 import asyncio
 import os
 import re
-import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
-from service import errors, scorer
+from service import body, errors, scorer
+from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, ServiceError
+from service.errors import ServiceError
 from service.explainer import explain
 from service.ranker import rank
 from service.recorder import Record
@@ -32,12 +33,7 @@ ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
-GZIP: Final = 16 + zlib.MAX_WBITS
-ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {
-    "predict": scorer.predict,
-    "explain": explain,
-    "rank": rank,
-}
+Act = Callable[[Runtime, bytes, Settings], bytes]
 
 
 def is_verb(scope: Scope) -> bool:
@@ -51,8 +47,9 @@ def is_verb(scope: Scope) -> bool:
 class Front:
     """Answers the verbs: an ASGI app that stands in a Recorder."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings) -> None:
         self._catalog, self._settings = catalog, settings
+        self._acts: dict[Verb, Act] = {"predict": scorer.predict, "explain": explain, "rank": partial(rank, sets=sets)}
         self._turns = CapacityLimiter(os.cpu_count() or 1)  # more threads would only take turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,14 +69,14 @@ class Front:
         record.model = known.name
         loaded = known.version(version)
         record.version = loaded.manifest.version
-        limit = self._settings.max_body_bytes
-        compressed, length = _announced(scope)
-        raw = await _body(receive, length, limit=limit)
-        if compressed:
-            return await self._in_thread(lambda: ACTS[verb](loaded, inflate(raw, limit=limit), self._settings))
+        limit, act = self._settings.max_body_bytes, self._acts[verb]
+        length, coding = body.announced(scope)
+        raw = await body.received(receive, length, limit=limit)
+        if coding:
+            return await self._in_thread(lambda: act(loaded, body.inflate(raw, coding, limit=limit), self._settings))
         if verb == "predict" and len(raw) <= INLINE_BYTES:
             return await self._predict(loaded, raw, receive)
-        return await self._in_thread(lambda: ACTS[verb](loaded, raw, self._settings))
+        return await self._in_thread(lambda: act(loaded, raw, self._settings))
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         return await to_thread.run_sync(act, limiter=self._turns)
@@ -111,48 +108,3 @@ async def _unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _announced(scope: Scope) -> tuple[bool, int]:
-    """Whether the body is said to be gzip, and how long it is said to be. Raises BodyEncoded for other encodings."""
-    compressed, length = False, 0
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            length = int(value[:20])
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            if value.lower() not in (b"gzip", b"x-gzip"):
-                raise BodyEncoded("send the body as it is, or with Content-Encoding: gzip")
-            compressed = True
-    return compressed, length
-
-
-async def _body(receive: Receive, length: int, *, limit: int) -> bytes:
-    """The body, of any Content-Type. Raises BodyTooLarge as soon as it is known to be."""
-    chunks: list[bytes] = []
-    free, more = limit, length <= limit
-    while more and free >= 0:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        free, more = free - len(chunks[-1]), message.get("more_body", False)
-    if length > limit or free < 0:
-        raise BodyTooLarge(f"a body may have {limit} bytes")
-    return b"".join(chunks)
-
-
-def inflate(raw: bytes, *, limit: int) -> bytes:
-    """A gzip body as it was; stops at `limit` bytes, however many more it would make.
-
-    Raises BodyTooLarge there, and BodyUnreadable where the body is not one whole gzip member.
-    """
-    inflater = zlib.decompressobj(GZIP)
-    try:
-        inflated = inflater.decompress(raw, limit + 1)
-    except zlib.error:
-        raise BodyUnreadable("the body is not gzip") from None
-    if len(inflated) > limit:
-        raise BodyTooLarge(f"a body may have {limit} bytes, inflated, too")
-    if not inflater.eof or inflater.unused_data:
-        raise BodyUnreadable("the body is not one whole gzip member")
-    return inflated

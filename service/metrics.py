@@ -8,7 +8,8 @@ LOGIT_ERRORS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 class Metrics:
-    """The metrics of one app, in a registry of its own. `endpoint` is predict, explain, rank, models or model."""
+    """The metrics of one app, in a registry of its own. `endpoint` is predict, explain, rank, models,
+    model, candidate_sets or candidate_set."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -73,6 +74,13 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self.candidate_sets = Gauge("factorlens_candidate_sets", "Candidate sets that are kept", registry=self.registry)
+        self.candidate_set_bytes = Gauge(
+            "factorlens_candidate_set_bytes",
+            "What the candidate sets count towards max_candidate_set_bytes",
+            registry=self.registry,
+        )
+        self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

@@ -1,7 +1,7 @@
 """The OpenAPI document. Its examples are the loaded bundles' own, so that each of them can be sent as it stands."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -9,6 +9,8 @@ from service.catalog import Catalog
 from service.errors import MEDIA_TYPE
 from service.messages import Instance
 from service.runtime import Runtime, Verb
+
+SET_NAME: Final = "new-this-week"
 
 
 def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]]:
@@ -45,12 +47,12 @@ def _name_problems(described: dict[str, Any]) -> None:
     for operations in described["paths"].values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
-                if status != "200" and "application/json" in response.get("content", {}):
+                if not status.startswith("2") and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
 
 
 def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
-    values = {"model": loaded.manifest.name, "version": str(loaded.manifest.version)}
+    values = {"model": loaded.manifest.name, "version": str(loaded.manifest.version), "name": SET_NAME}
     for path, operations in described["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
@@ -58,3 +60,6 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
             for verb in ("predict", "explain", "rank"):
                 if path.endswith(f":{verb}"):
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
+        if "put" in operations:
+            body = {"candidates": example("rank", loaded)["candidates"]}
+            operations["put"]["requestBody"]["content"]["application/json"]["example"] = body

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bundle.session import Provider
@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     bundles: Path = Field(default=Path("artifacts"), description="the folder of bundles: <bundles>/<model>/<version>")
     host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 is every IPv4 address")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0 takes any free one")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="processes that answer, each with all the models; more than 1 need Linux",
+    )
     provider: Provider = Field(
         default="auto",
         description="where graphs run: cuda, tensorrt and cpu are demands (what cannot run is not ready and says why); "
@@ -43,6 +49,18 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
     )
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
+    max_candidate_sets: int = Field(default=100, ge=0, description="candidate sets that may be kept, of all models")
+    max_candidate_set_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="bytes that all candidate sets may take in each worker, encoded, too"
+    )
+    admin: bool = Field(
+        default=False, description="true lets requests change what is served: from this machine, or with admin_key"
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="the key that such requests then have to give, wherever they are from; best as a variable",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "

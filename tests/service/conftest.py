@@ -39,8 +39,8 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def app(bundles: Path) -> FastAPI:
     """The service over the tiny bundles, with limits that a test can reach."""
-    settings = Settings(bundles=bundles, provider="cpu", max_rows=300, max_candidates=300, max_body_bytes=100_000)
-    return create_app(settings)
+    limits = {"max_rows": 300, "max_candidates": 300, "max_body_bytes": 100_000}
+    return create_app(Settings.model_validate({"bundles": bundles, "provider": "cpu", "admin": True, **limits}))
 
 
 @pytest.fixture(scope="session")

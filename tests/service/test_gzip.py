@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 from httpx import Client, Response
 
+from service.body import inflate
 from service.errors import BodyTooLarge
-from service.front import inflate
 
 BODY = json.dumps({"instances": [{"user": "u1", "app": "a1"}] * 50}).encode()
 LIMIT = 100_000  # of the client's service

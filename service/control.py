@@ -1,0 +1,103 @@
+"""Changes to what is served, as commands: plain data that every worker process carries out before its sender is told.
+
+A Control is how a process takes part. `Alone`, here, is one that has no others; `service.channel` has that of a worker.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from anyio import to_thread
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+
+from service import exposition
+from service.exposition import Family
+
+Key = tuple[str, str]
+Inventory = dict[str, list[int]]  # the versions of each model that serve, highest first
+
+
+class PutSet(Struct, frozen=True, tag=True):
+    """Keep a candidate set: `body` as it was put, its number of `candidates`, and the `fields` they have.
+
+    `cost` is what it counts towards the limit of bytes, alike in every process.
+    """
+
+    model: str
+    name: str
+    body: bytes
+    candidates: int
+    fields: tuple[str, ...]
+    cost: int
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.name
+
+    def settle(self, present: dict[Key, "Command"]) -> None:
+        """Leave among `present` the commands that bring a new process to where this one leads."""
+        present[self.key] = self
+
+
+class DropSet(Struct, frozen=True, tag=True):
+    """Forget a candidate set."""
+
+    model: str
+    name: str
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.name
+
+    def settle(self, present: dict[Key, "Command"]) -> None:
+        present.pop(self.key, None)
+
+
+Command = PutSet | DropSet
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a process can do for its Control.
+
+    `load` reads the bundles, of which only an inventory if one is given, and says what serves then. `apply` carries out
+    a command, or raises a ServiceError that every process would raise. Both may take long; no two run at once.
+    """
+
+    load: Callable[[Inventory | None], Inventory]
+    apply: Callable[[Command], None]
+    registry: CollectorRegistry
+
+
+class Control(Protocol):
+    async def join(self, member: Member) -> None:
+        """Load, and return when this process may answer requests."""
+
+    async def carry_out(self, command: Command) -> None:
+        """Return when every process has carried out a command.
+
+        Raises the ServiceError that all of them answered, or ControlFailed where some could not follow.
+        """
+
+    async def metrics(self) -> list[Family]:
+        """The metrics of all processes together."""
+
+
+class Alone:
+    """The Control of a process without others."""
+
+    def __init__(self) -> None:
+        self._one_by_one = asyncio.Lock()
+
+    async def join(self, member: Member) -> None:
+        self._member = member
+        member.load(None)
+
+    async def carry_out(self, command: Command) -> None:
+        async with self._one_by_one:
+            await to_thread.run_sync(self._member.apply, command)
+
+    async def metrics(self) -> list[Family]:
+        return await to_thread.run_sync(exposition.families, self._member.registry)
