@@ -1,0 +1,166 @@
+"""One worker process, as its supervisor sees it."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any, TypeVar
+
+from service import channel
+from service.channel import (
+    Ask,
+    Begin,
+    Do,
+    Done,
+    Failed,
+    FromWorker,
+    Gather,
+    Link,
+    Listen,
+    Loaded,
+    Measure,
+    Measured,
+    Serving,
+    ToWorker,
+)
+from service.control import Command, Inventory
+from service.exposition import Family
+from service.settings import PREFIX
+
+T = TypeVar("T")
+
+
+class StartFailed(Exception):
+    """A worker that cannot answer requests; the text says why."""
+
+
+class Child:
+    """Made by `spawn`. What it sends of its own accord goes to `asked`."""
+
+    def __init__(
+        self,
+        number: int,
+        process: asyncio.subprocess.Process,
+        link: Link[FromWorker],
+        asked: "Asked",
+    ) -> None:
+        self.number = number
+        self.measured: list[Family] = []  # the last metrics it said
+        self._process, self._link, self._asked = process, link, asked
+        loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[Inventory] = loop.create_future()
+        self._serving: asyncio.Future[None] = loop.create_future()
+        self._numbers = count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._gone: StartFailed | None = None
+        self._receiving = asyncio.create_task(self._receive())
+
+    @classmethod
+    async def spawn(cls, begin: Begin, asked: "Asked") -> "Child":
+        """A new interpreter, so that nothing of this one (threads, a GPU's context) is copied halfway."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.worker",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's ctrl-C is for the supervisor, which stops all in order
+            )
+        child = cls(begin.number, process, await channel.link(ours, FromWorker), asked)
+        await child.send(begin)
+        return child
+
+    async def loaded(self) -> Inventory:
+        """What it serves, once it has loaded. Raises StartFailed."""
+        return await self._loaded
+
+    async def listen(self) -> None:
+        """Let it answer requests, and return when it does. Raises StartFailed."""
+        await self.send(Listen())
+        await self._serving
+
+    async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
+        """Have it carry out a command; answers why it did not, None where it did."""
+        try:
+            at, done = self._expect()
+            await self.send(Do(at, command, asked))
+            failure: str | None = await asyncio.wait_for(done, seconds)
+        except TimeoutError:
+            return f"no answer within {seconds:g} seconds"
+        except StartFailed as gone:
+            return str(gone)
+        return failure
+
+    async def measure(self, *, seconds: float) -> list[Family]:
+        """Its metrics, or the last ones where it does not say them in time."""
+        with suppress(TimeoutError, StartFailed):
+            at, families = self._expect()
+            await self.send(Measure(at))
+            self.measured = await asyncio.wait_for(families, seconds)
+        return self.measured
+
+    async def send(self, message: ToWorker) -> None:
+        await self._link.send(message)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """By SIGTERM it answers what it has accepted, and ends; by SIGKILL at once."""
+        with suppress(ProcessLookupError):
+            if kill:
+                self._process.kill()
+            else:
+                self._process.terminate()
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        code = await self._process.wait()
+        await self._receiving
+        return code
+
+    def _expect(self) -> tuple[int, asyncio.Future[Any]]:
+        if self._gone:
+            raise self._gone
+        at = next(self._numbers)
+        self._waiting[at] = asyncio.get_running_loop().create_future()
+        return at, self._waiting[at]
+
+    async def _receive(self) -> None:
+        reason = ""
+        while (message := await self._link.receive()) is not None:
+            match message:
+                case Loaded(inventory=inventory):
+                    self._loaded.set_result(inventory)
+                case Serving():
+                    self._serving.set_result(None)
+                case Failed(reason=reason):
+                    break
+                case Done(at=at, failure=failure):
+                    _settle(self._waiting.pop(at), failure)
+                case Measured(at=at, families=families):
+                    _settle(self._waiting.pop(at), families)
+                case Ask() | Gather():
+                    self._asked(self, message)
+        self._link.close()
+        if reason:
+            self.stop(kill=True)
+        code = await self._process.wait()
+        self._gone = StartFailed(reason or f"it ended, with exit code {code}")
+        futures: list[asyncio.Future[Any]] = [self._loaded, self._serving, *self._waiting.values()]
+        for waiting in futures:
+            if not waiting.done():
+                waiting.set_exception(self._gone)
+                waiting.exception()  # nobody has to look
+
+
+Asked = Callable[[Child, Ask | Gather], None]
+
+
+def _settle(waiting: asyncio.Future[T], result: T) -> None:
+    if not waiting.done():  # else nobody waits any more
+        waiting.set_result(result)
