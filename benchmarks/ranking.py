@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service import runtime
-from service.metrics import Metrics
 from service.candidates import CandidateSets
 from service.catalog import Catalog
+from service.metrics import Metrics
 from service.ranker import rank
 from service.scorer import predict
 from service.settings import Settings
@@ -85,6 +85,7 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
     split, flat = (runtime.load(path, provider="cpu", threads=1, metrics=Metrics()) for _ in range(2))
     flat.ranking = None
     ranking, settings = split.ranking, Settings(max_candidates=count, max_rows=count)
+    sets = CandidateSets(Catalog(settings, Metrics()), settings, Metrics())
     assert ranking is not None
     draw = random.Random(1)
     context = {f"f{position}": _value(draw.randrange(VALUES)) for position in range(FIELDS - 1)}
@@ -102,9 +103,9 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
             lambda: flat.logits(encoded),
             lambda: split.rank(*sides),
             lambda: predict(flat, whole, settings),
-            lambda: rank(flat, of_rows, settings),
-            lambda: rank(split, of_rows, settings),
-            lambda: rank(split, of_columns, settings),
+            lambda: rank(flat, of_rows, settings, sets=sets),
+            lambda: rank(split, of_rows, settings, sets=sets),
+            lambda: rank(split, of_columns, settings, sets=sets),
             lambda: split.decoder.rank(of_rows, limit=count),
             lambda: split.decoder.rank(of_columns, limit=count),
             lambda: ranking.of_candidate.encode([items], count),

@@ -109,13 +109,19 @@ class Child:
     async def send(self, message: ToWorker) -> None:
         await self._link.send(message)
 
-    def stop(self, *, kill: bool = False) -> None:
-        """By SIGTERM it answers what it has accepted, and ends; by SIGKILL at once."""
+    def kill(self) -> None:
         with suppress(ProcessLookupError):
-            if kill:
-                self._process.kill()
-            else:
-                self._process.terminate()
+            self._process.kill()
+
+    async def end(self, *, seconds: float) -> None:
+        """Let it answer what it has accepted, for so long at most, and end."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            self.kill()
+        await self.ended()
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
@@ -148,7 +154,7 @@ class Child:
                     self._asked(self, message)
         self._link.close()
         if reason:
-            self.stop(kill=True)
+            self.kill()
         code = await self._process.wait()
         self._gone = StartFailed(reason or f"it ended, with exit code {code}")
         futures: list[asyncio.Future[Any]] = [self._loaded, self._serving, *self._waiting.values()]

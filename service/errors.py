@@ -5,7 +5,7 @@ ServiceError
 ├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyTooLarge       the body has too many bytes
 ├── BodyRefused        JSON of the wrong shape: too many rows, an unknown key, a wrong type
-├── NotFound           no such model, or no such version of it
+├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlRefused     who may not change what is served tries to
 ├── ControlFailed      a change that not every worker has made
@@ -83,7 +83,7 @@ class BodyRefused(ServiceError):
 
 
 class NotFound(ServiceError):
-    """No model, or no version, of that name."""
+    """No model, no version, or no candidate set of that name."""
 
 
 class NotReady(ServiceError):
@@ -117,7 +117,7 @@ KINDS: dict[type[Exception], _Kind] = {
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
-    NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
+    NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     ControlRefused: _Kind(HTTPStatus.FORBIDDEN, "Not to be changed by this client"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from typing import Final
 
 from pydantic import SecretStr
@@ -28,6 +29,7 @@ from service.settings import Settings
 
 CONTROL_SECONDS: Final = 30.0  # that a worker may take for a command
 MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
+END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
 STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
 LONGEST_PAUSE: Final = 30.0
 TRIES: Final = 5  # failed starts one after another, with no worker left, after which the service ends
@@ -105,7 +107,7 @@ class Supervisor:
                 raise StartFailed("it could not load what the others serve; the log says why")
         except StartFailed:
             self._children.discard(child)
-            child.stop(kill=True)
+            child.kill()
             raise
         self._inventory = inventory
         return child
@@ -149,20 +151,17 @@ class Supervisor:
         return code
 
     async def _end(self) -> None:
-        """SIGTERM to all; SIGKILL to those that did not finish what they had accepted."""
+        """Let all answer what they have accepted; one that does not serve yet has nothing to answer."""
         self._address.close()
-        for child in self._children:
-            child.stop(kill=child not in self._members.values())
-        endings = [asyncio.create_task(child.ended()) for child in self._children]
-        if endings:
-            _, late = await asyncio.wait(endings, timeout=DRAIN_SECONDS + 5)
-            for child in self._children if late else ():
-                child.stop(kill=True)
-            await asyncio.gather(*endings)
+        for child in self._children.difference(self._members.values()):
+            child.kill()
+        await asyncio.gather(*(child.end(seconds=END_SECONDS) for child in self._children))
 
     def _asked(self, child: Child, message: Ask | Gather) -> None:
-        answer = self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message)
-        task = asyncio.create_task(answer)
+        self._run(self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message))
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -182,7 +181,7 @@ class Supervisor:
             for child, failure in zip(children, failures, strict=True):
                 if done and failure is not None:
                     log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
-                    child.stop()
+                    self._run(child.end(seconds=END_SECONDS))
         await asker.send(Answer(ask.at, done, [failure for failure in failures if failure is not None]))
 
     async def _gather(self, asker: Child, gather: Gather) -> None:
