@@ -216,7 +216,7 @@ def put_to_the_other(url: str) -> httpx.Response:
     """A connection of the worker that is stopped is accepted by the kernel, and not answered: try another."""
     for _ in range(40):
         try:
-            return httpx.put(f"{url}{SET}", json=CANDIDATES, timeout=httpx.Timeout(4))
+            return httpx.put(f"{url}{SET}", json=CANDIDATES, timeout=2)
         except httpx.ReadTimeout:
             continue
     raise AssertionError
