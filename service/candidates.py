@@ -46,7 +46,7 @@ class CandidateSet:
     def __init__(self, put: PutSet, *, limit: int) -> None:
         self.put = put
         self._limit = limit
-        self._encoded: WeakKeyDictionary[Runtime, Encoded | InputError | BodyRefused] = WeakKeyDictionary()
+        self._encoded: WeakKeyDictionary[Runtime, Encoded] = WeakKeyDictionary()
         self._encoding = Lock()
 
     def of(self, loaded: Runtime) -> Encoded:
@@ -56,21 +56,12 @@ class CandidateSet:
         """
         with self._encoding:
             if loaded not in self._encoded:
-                self._encoded[loaded] = self._encode(loaded)
-            found = self._encoded[loaded]
-        if isinstance(found, Encoded):
-            return found
-        raise found.with_traceback(None)
+                self._encoded[loaded] = encode(loaded, self.raw(loaded))
+            return self._encoded[loaded]
 
     def raw(self, loaded: Runtime) -> Table:
         """The candidates as they were put."""
         return loaded.decoder.candidates(self.put.body, limit=self._limit)
-
-    def _encode(self, loaded: Runtime) -> Encoded | InputError | BodyRefused:
-        try:
-            return encode(loaded, self.raw(loaded))
-        except (InputError, BodyRefused) as error:
-            return error
 
 
 class CandidateSets:

@@ -44,11 +44,11 @@ class Measure(Struct, frozen=True, tag=True):
 
 
 class Answer(Struct, frozen=True, tag=True):
-    """To the worker that asked: how many workers carried out its command, and why others did not."""
+    """To the worker that asked: how many workers carried out its command, and how many others did not."""
 
     at: int
     done: int
-    failures: list[str]
+    failed: int
 
 
 class Gathered(Struct, frozen=True, tag=True):

@@ -81,17 +81,22 @@ class Child:
         """What it serves, once it has loaded. Raises StartFailed."""
         return await self._loaded
 
-    async def listen(self) -> None:
+    async def listen(self, *, seconds: float) -> None:
         """Let it answer requests, and return when it does. Raises StartFailed."""
-        await self.send(Listen())
-        await self._serving
+        try:
+            async with asyncio.timeout(seconds):
+                await self.send(Listen())
+                await self._serving
+        except TimeoutError:
+            raise StartFailed(f"it did not listen within {seconds:g} seconds") from None
 
     async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
         """Have it carry out a command; answers why it did not, None where it did."""
         try:
-            at, done = self._expect()
-            await self.send(Do(at, command, asked))
-            failure: str | None = await asyncio.wait_for(done, seconds)
+            async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read
+                at, done = self._expect()
+                await self.send(Do(at, command, asked))
+                failure: str | None = await done
         except TimeoutError:
             return f"no answer within {seconds:g} seconds"
         except StartFailed as gone:
@@ -101,9 +106,10 @@ class Child:
     async def measure(self, *, seconds: float) -> list[Family]:
         """Its metrics, or the last ones where it does not say them in time."""
         with suppress(TimeoutError, StartFailed):
-            at, families = self._expect()
-            await self.send(Measure(at))
-            self.measured = await asyncio.wait_for(families, seconds)
+            async with asyncio.timeout(seconds):
+                at, families = self._expect()
+                await self.send(Measure(at))
+                self.measured = await families
         return self.measured
 
     async def send(self, message: ToWorker) -> None:
@@ -122,6 +128,10 @@ class Child:
         except TimeoutError:
             self.kill()
         await self.ended()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._gone is None
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""

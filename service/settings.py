@@ -104,7 +104,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        help_text = f"{field.description} (default: {field.default or 'none'})"
+        help_text = f"{field.description} (default: {'none' if field.default is None else field.default})"
         parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:

@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from pydantic import SecretStr
@@ -100,26 +101,33 @@ class Supervisor:
             inventory=self._inventory,
         )
         child = await Child.spawn(begin, self._asked)
-        self._children.add(child)
-        try:
+        with self._starting(child):
             inventory = await child.loaded()
             if self._inventory not in (None, inventory):
                 raise StartFailed("it could not load what the others serve; the log says why")
-        except StartFailed:
-            self._children.discard(child)
-            child.kill()
-            raise
         self._inventory = inventory
         return child
 
     async def _join(self, child: Child) -> None:
         """Tell a worker what the others know, and let it answer requests."""
         async with self._one_by_one:
-            for command in self._present.values():
-                if failure := await child.do(command, asked=None, seconds=CONTROL_SECONDS):
-                    raise StartFailed(failure)
-            await child.listen()
+            with self._starting(child):
+                for command in self._present.values():
+                    if failure := await child.do(command, asked=None, seconds=CONTROL_SECONDS):
+                        raise StartFailed(failure)
+                await child.listen(seconds=CONTROL_SECONDS)
             self._members[child.number] = child
+
+    @contextmanager
+    def _starting(self, child: Child) -> Iterator[None]:
+        """A worker that cannot start is no more."""
+        self._children.add(child)
+        try:
+            yield
+        except StartFailed:
+            self._children.discard(child)
+            child.kill()
+            raise
 
     async def _keep(self, number: int) -> None:
         """Replace a worker whenever it ends; sooner and sooner later where that happens again and again."""
@@ -166,23 +174,26 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, asker: Child, ask: Ask) -> None:
-        """Have every worker carry out a command. Where some do, the others are replaced, and find it present."""
+        """Have every worker carry out a command. Where some do, the others are replaced, and find it present.
+
+        A worker that ended meanwhile knows nothing any more, and does not count.
+        """
         async with self._one_by_one:
             children = list(self._members.values())
-            failures = await asyncio.gather(
+            answers = await asyncio.gather(
                 *(
                     child.do(ask.command, asked=ask.at if child is asker else None, seconds=CONTROL_SECONDS)
                     for child in children
                 )
             )
-            done = failures.count(None)
+            failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
+            done = answers.count(None)
             if done:
                 ask.command.settle(self._present)
-            for child, failure in zip(children, failures, strict=True):
-                if done and failure is not None:
-                    log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
-                    self._run(child.end(seconds=END_SECONDS))
-        await asker.send(Answer(ask.at, done, [failure for failure in failures if failure is not None]))
+            for child, failure in failed if done else ():
+                log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
+                self._run(child.end(seconds=END_SECONDS))
+        await asker.send(Answer(ask.at, done, len(failed)))
 
     async def _gather(self, asker: Child, gather: Gather) -> None:
         measured = await asyncio.gather(*(child.measure(seconds=MEASURE_SECONDS) for child in self._members.values()))

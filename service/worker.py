@@ -100,9 +100,9 @@ class Channel:
         refused = self._refused.pop(at, None)
         if refused and not found.done:
             raise refused
-        if found.failures:
+        if found.failed or not found.done:
             raise ControlFailed(
-                f"{found.done} of {found.done + len(found.failures)} workers made the change; those that did not are "
+                f"{found.done} of {found.done + found.failed} workers made the change; those that did not are "
                 "replaced by others that have it, if any has: send it again, which does no harm"
             )
 
