@@ -121,11 +121,11 @@ class Link(Generic[M]):
             await self._writer.drain()
 
     async def receive(self) -> M | None:
-        """The next message; None when the other end is no more."""
+        """The next message; None when the other end is no more, or no longer makes sense."""
         try:
             (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
             return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
             return None
 
     def close(self) -> None:

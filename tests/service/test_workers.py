@@ -174,7 +174,7 @@ def test_a_start_that_fails_says_why_once(tmp_path: Path) -> None:
 def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "CONTROL_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "CONTROL_SECONDS", 2.0)
     monkeypatch.setattr(supervisor, "END_SECONDS", 1.0)
     flags = ["--bundles", str(folder), "--port", "0", "--provider", "cpu", "--workers", "2", "--admin", "true"]
     chosen = settings.load(flags)
@@ -216,7 +216,7 @@ def put_to_the_other(url: str) -> httpx.Response:
     """A connection of the worker that is stopped is accepted by the kernel, and not answered: try another."""
     for _ in range(40):
         try:
-            return httpx.put(f"{url}{SET}", json=CANDIDATES, timeout=2)
+            return httpx.put(f"{url}{SET}", json=CANDIDATES, timeout=5)
         except httpx.ReadTimeout:
             continue
     raise AssertionError
