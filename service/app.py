@@ -51,7 +51,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await control.join(Member(catalog.load, apply, metrics.registry))
+        await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         yield
 

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, Runt
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import FittedField
 from service import runtime
-from service.control import Inventory
+from service.control import Inventory, Versions
 from service.errors import NotFound, NotReady
 from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
@@ -53,23 +53,23 @@ class Catalog:
         self._settings, self._metrics = settings, metrics
         self.models: dict[str, Model] = {}
 
-    def load(self, inventory: Inventory | None = None) -> Inventory:
-        """Load the newest good versions of every model, or those of an inventory, and answer which serve.
+    def load(self, inventory: Inventory | None = None) -> None:
+        """Load the newest good versions of every model, or else exactly what serves in an inventory.
 
         What cannot be loaded is refused, logged and kept apart.
         """
-        for name in _names(self._settings.bundles):
-            if inventory is None or name in inventory:
-                versions = store.versions(self._settings.bundles, name) if inventory is None else inventory[name]
-                self.models[name] = self._load_model(name, versions)
+        for name in _names(self._settings.bundles) if inventory is None else inventory:
+            self.models[name] = self._load_model(name, inventory[name] if inventory else None)
         self._metrics.ready.set(not self.missing)
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
-        return self.inventory
 
-    @property
     def inventory(self) -> Inventory:
-        return {model.name: [int(version) for version in model.serving] for model in self.models.values()}
+        """What is loaded, for another process to load the same."""
+        return {
+            model.name: Versions([int(version) for version in model.serving], dict(model.rejected))
+            for model in self.models.values()
+        }
 
     def find(self, name: str) -> Model:
         """Raises NotFound, which says what models there are."""
@@ -85,9 +85,9 @@ class Catalog:
         idle = [model for model in self.models.values() if not model.serving]
         return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
 
-    def _load_model(self, name: str, versions: Sequence[int]) -> Model:
-        model = Model(name)
-        for version in sorted(versions, reverse=True):
+    def _load_model(self, name: str, known: Versions | None) -> Model:
+        model = Model(name, rejected=dict(known.rejected) if known else {})
+        for version in known.serving if known else reversed(store.versions(self._settings.bundles, name)):
             if len(model.serving) == self._settings.versions:
                 break
             self._load_version(model, version)

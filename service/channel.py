@@ -75,10 +75,11 @@ class Serving(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """From a worker: a command was carried out, or not, with the reason."""
+    """From a worker: a command was carried out, or not, with the reason; and what it serves now."""
 
     at: int
     failure: str | None
+    inventory: Inventory
 
 
 class Measured(Struct, frozen=True, tag=True):

@@ -49,9 +49,10 @@ class Child:
     ) -> None:
         self.number = number
         self.measured: list[Family] = []  # the last metrics it said
+        self.inventory: Inventory = {}  # and what it serves
         self._process, self._link, self._asked = process, link, asked
         loop = asyncio.get_running_loop()
-        self._loaded: asyncio.Future[Inventory] = loop.create_future()
+        self._loaded: asyncio.Future[None] = loop.create_future()
         self._serving: asyncio.Future[None] = loop.create_future()
         self._numbers = count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -77,9 +78,9 @@ class Child:
         await child.send(begin)
         return child
 
-    async def loaded(self) -> Inventory:
-        """What it serves, once it has loaded. Raises StartFailed."""
-        return await self._loaded
+    async def loaded(self) -> None:
+        """Return when it has loaded. Raises StartFailed."""
+        await self._loaded
 
     async def listen(self, *, seconds: float) -> None:
         """Let it answer requests, and return when it does. Raises StartFailed."""
@@ -150,13 +151,15 @@ class Child:
         reason = ""
         while (message := await self._link.receive()) is not None:
             match message:
-                case Loaded(inventory=inventory):
-                    self._loaded.set_result(inventory)
+                case Loaded():
+                    self.inventory = message.inventory
+                    self._loaded.set_result(None)
                 case Serving():
                     self._serving.set_result(None)
                 case Failed(reason=reason):
                     break
                 case Done(at=at, failure=failure):
+                    self.inventory = message.inventory
                     _settle(self._waiting.pop(at), failure)
                 case Measured(at=at, families=families):
                     _settle(self._waiting.pop(at), families)

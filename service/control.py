@@ -16,7 +16,16 @@ from service import exposition
 from service.exposition import Family
 
 Key = tuple[str, str]
-Inventory = dict[str, list[int]]  # the versions of each model that serve, highest first
+
+
+class Versions(Struct, frozen=True):
+    """Of one model: those that serve, highest first, and those that were refused, each with the reason."""
+
+    serving: list[int]
+    rejected: dict[str, str]
+
+
+Inventory = dict[str, Versions]
 
 
 class PutSet(Struct, frozen=True, tag=True):
@@ -62,12 +71,14 @@ Command = PutSet | DropSet
 class Member:
     """What a process can do for its Control.
 
-    `load` reads the bundles, of which only an inventory if one is given, and says what serves then. `apply` carries out
-    a command, or raises a ServiceError that every process would raise. Both may take long; no two run at once.
+    `load` reads the bundles, of which only those that serve elsewhere if an inventory is given. `apply` carries out a
+    command, or raises a ServiceError that every process would raise. Both may take long; no two run at once.
+    `inventory` says what there is after either.
     """
 
-    load: Callable[[Inventory | None], Inventory]
+    load: Callable[[Inventory | None], None]
     apply: Callable[[Command], None]
+    inventory: Callable[[], Inventory]
     registry: CollectorRegistry
 
 

@@ -102,16 +102,17 @@ class Supervisor:
         )
         child = await Child.spawn(begin, self._asked)
         with self._starting(child):
-            inventory = await child.loaded()
-            if self._inventory not in (None, inventory):
-                raise StartFailed("it could not load what the others serve; the log says why")
-        self._inventory = inventory
+            await child.loaded()
+        if self._inventory is None:
+            self._inventory = child.inventory
         return child
 
     async def _join(self, child: Child) -> None:
         """Tell a worker what the others know, and let it answer requests."""
         async with self._one_by_one:
             with self._starting(child):
+                if child.inventory != self._inventory:
+                    raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=CONTROL_SECONDS):
                         raise StartFailed(failure)
@@ -190,6 +191,7 @@ class Supervisor:
             done = answers.count(None)
             if done:
                 ask.command.settle(self._present)
+                self._inventory = children[answers.index(None)].inventory
             for child, failure in failed if done else ():
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
                 self._run(child.end(seconds=END_SECONDS))

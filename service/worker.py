@@ -81,11 +81,11 @@ class Channel:
         self._link: Link[ToWorker] = await link(self._end, ToWorker)
         self._tasks = [asyncio.create_task(task) for task in (self._receive(), self._carry_out_commands())]
         try:
-            inventory = await to_thread.run_sync(member.load, self._begin.inventory)
+            await to_thread.run_sync(member.load, self._begin.inventory)
         except Exception as error:
             await self._link.send(Failed(f"{type(error).__name__}: {error}"))
             await asyncio.Event().wait()  # the supervisor says why, and ends this process
-        await self._link.send(Loaded(inventory))
+        await self._link.send(Loaded(member.inventory()))
         await self._may_listen.wait()
 
     async def announce(self, _: Sequence[socket.socket]) -> None:
@@ -137,7 +137,8 @@ class Channel:
     async def _carry_out_commands(self) -> None:
         while True:
             do = await self._commands.get()
-            await self._link.send(Done(do.at, await self._failure(do)))
+            failure = await self._failure(do)
+            await self._link.send(Done(do.at, failure, self._member.inventory()))
 
     async def _failure(self, do: Do) -> str | None:
         try:

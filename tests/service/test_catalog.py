@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,10 @@ import pytest
 from httpx import Client
 
 from service import runtime
+from service.catalog import Catalog, describe
 from service.errors import Problem
+from service.metrics import Metrics
+from service.settings import Settings
 
 Publish = Callable[[int], Path]
 Reseal = Callable[[Path, str, bytes], None]
@@ -147,3 +151,20 @@ def test_a_device_that_cannot_run_is_a_reason_not_a_fallback(publish: Publish, s
 def test_auto_says_what_it_chose(publish: Publish, serve: Serve) -> None:
     publish(1)
     assert serve(provider="auto").get("/v1/models/tiny-fm").json()["provider"] in {"cpu", "cuda"}
+
+
+def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_path: Path) -> None:
+    """Another process serves what the first one does, whatever came into the folder since."""
+    chosen = Settings(bundles=tmp_path, provider="cpu")
+    publish(1)
+    (publish(2) / "weights.bin").write_bytes(b"broken")
+    first, second, third = (Catalog(chosen, Metrics()) for _ in range(3))
+    first.load()
+    publish(3)
+    second.load(first.inventory())
+    assert second.inventory() == first.inventory()
+    assert describe(second.find("tiny-fm"), None) == describe(first.find("tiny-fm"), None)
+    assert (second.inventory()["tiny-fm"].serving, list(second.inventory()["tiny-fm"].rejected)) == ([1], ["2"])
+    shutil.rmtree(tmp_path / "tiny-fm" / "1")
+    third.load(first.inventory())
+    assert third.inventory() != first.inventory()
