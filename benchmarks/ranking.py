@@ -6,7 +6,7 @@
 Ten categorical fields of a made-up log, one of them the item's, K = 64, one thread, all in this process and by turns;
 medians of CPU microseconds. `graphs` is encoded rows to logits. `whole` is the bytes of a body to those of its answer,
 as the endpoint makes them, without HTTP: of :predict with N instances of ten fields, of :rank on the flat path, and on
-the split path with its candidates as rows and as columns. `read` and `encode` are parts of these two.
+the split path with its candidates as rows, as columns and as a set. `read` and `encode` are parts of these two.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service import runtime, scorer
+from service.candidates import CandidateSets
+from service.catalog import Catalog, Model
 from service.metrics import Metrics
 from service.ranker import rank
 from service.runtime import Runtime
@@ -37,7 +39,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "afm": {"attention_dim": 16},
     "ifm": {"fen_layers": [256]},
 }
-COLUMNS = ("graphs flat", "split", "whole predict", "flat", "rows", "columns", "read rows", "columns", "encode")
+COLUMNS = ("graphs flat", "split", "whole predict", "flat", "rows", "columns", "set", "read rows", "columns", "encode")
 
 
 def main() -> None:
@@ -84,6 +86,10 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
     split, flat = (runtime.load(path, provider="cpu", threads=1, metrics=Metrics()) for _ in range(2))
     flat.ranking = None
     ranking, settings = split.ranking, Settings(max_candidates=count, max_rows=count)
+    catalog = Catalog(settings, Metrics())
+    name = split.manifest.name
+    catalog.models[name] = Model(name, {"1": split})
+    sets = CandidateSets(catalog, settings, Metrics())
     assert ranking is not None
     draw = random.Random(1)
     context = {f"f{position}": _value(draw.randrange(VALUES)) for position in range(FIELDS - 1)}
@@ -93,6 +99,8 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
     of_rows = json.dumps({"context": context, "candidates": candidates}).encode()
     of_columns = json.dumps({"context": context, "columns": {item: items}}).encode()
     whole = json.dumps({"instances": [context | candidate for candidate in candidates]}).encode()
+    sets.put(sets.command(name, "all", json.dumps({"columns": {item: items}}).encode()))
+    of_set = json.dumps({"context": context, "candidate_set": "all"}).encode()
     encoded = split.encoder.rows([context | candidate for candidate in candidates])
     gc.collect()
     gc.freeze()  # as the service does
@@ -103,9 +111,10 @@ def _measure(path: Path, count: int, repeat: int) -> list[float]:
             lambda: flat.logits(encoded),
             lambda: split.rank(*sides),
             lambda: _predict(flat, whole, settings),
-            lambda: rank(flat, of_rows, settings),
-            lambda: rank(split, of_rows, settings),
-            lambda: rank(split, of_columns, settings),
+            lambda: rank(flat, of_rows, settings, sets=sets),
+            lambda: rank(split, of_rows, settings, sets=sets),
+            lambda: rank(split, of_columns, settings, sets=sets),
+            lambda: rank(split, of_set, settings, sets=sets),
             lambda: split.decoder.rank(of_rows, limit=count),
             lambda: split.decoder.rank(of_columns, limit=count),
             lambda: ranking.of_candidate.encode([items], count),

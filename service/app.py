@@ -11,8 +11,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import errors, oip, openapi, repository, routes
+from service import candidate_routes, errors, oip, openapi, repository, routes
+from service.candidates import CandidateSets
 from service.catalog import Catalog
+from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -32,14 +34,28 @@ class Service(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings) -> Service:
-    """The service. Nothing is read before its lifespan starts; then all bundles are loaded before it answers."""
-    metrics = Metrics()
+def create_app(settings: Settings, control: Control | None = None) -> Service:
+    """The service. Nothing is read before its lifespan starts; then all bundles are loaded before it answers.
+
+    `control` leads to the other processes that answer with this one; without it there are none.
+    """
+    control, metrics = control or Alone(), Metrics()
     catalog = Catalog(settings, metrics)
+    sets = CandidateSets(catalog, settings, metrics)
+
+    def apply(command: Command) -> None:
+        match command:
+            case PutSet():
+                sets.put(command)
+            case DropSet():
+                sets.drop(command)
+            case ChangeModel():
+                catalog.apply(command)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        catalog.load()
+        await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
+        metrics.workers.set(1)
         yield
 
     app = Service(
@@ -50,11 +66,12 @@ def create_app(settings: Settings) -> Service:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, metrics))
+    app.include_router(routes.router(catalog, control))
+    app.include_router(candidate_routes.router(catalog, sets, settings, control))
     app.include_router(oip.router(catalog, settings))
-    app.include_router(repository.router(catalog, settings, catalog.apply))
+    app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, settings), metrics)
+    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

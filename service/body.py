@@ -24,6 +24,13 @@ class Announced(NamedTuple):
     accepts_arrow: bool
 
 
+async def read(scope: Scope, receive: Receive, *, limit: int) -> bytes:
+    """The whole body, inflated. Raises BodyEncoded, BodyTooLarge and BodyUnreadable."""
+    said = announced(scope)
+    raw = await received(receive, said.length, limit=limit)
+    return inflate(raw, said.coding, limit=limit) if said.coding else raw
+
+
 def announced(scope: Scope) -> Announced:
     """Raises BodyEncoded for an encoding that is not known here."""
     length, coding, header_length = 0, 0, None

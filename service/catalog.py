@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused, store
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import FittedField
 from service import runtime
+from service.control import ChangeModel, Inventory, Versions
 from service.errors import NotFound, NotReady
 from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
@@ -21,21 +21,6 @@ from service.runtime import Runtime
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-Action = Literal["load", "unload", "reload"]
-
-
-@dataclass(frozen=True)
-class Command:
-    """A change to what is served: plain data, so that it can be sent to other processes.
-
-    `load` takes in what the model's folder has now, and keeps the versions that serve already; `reload` opens these
-    anew, too; `unload` lets none serve until the next load.
-    """
-
-    action: Action
-    model: str
 
 
 @dataclass(frozen=True)
@@ -78,15 +63,18 @@ class Catalog:
         self.models: Mapping[str, Model] = {}
         self._change = Lock()
 
-    def load(self) -> None:
-        """Load the newest good versions of every model. What cannot be loaded is refused, logged and kept apart."""
-        for name in _names(self._settings.bundles):
-            self._put(self._load_model(name, {}))
+    def load(self, inventory: Inventory | None = None) -> None:
+        """Load the newest good versions of every model, or else exactly what serves in an inventory.
+
+        What cannot be loaded is refused, logged and kept apart.
+        """
+        for name in _names(self._settings.bundles) if inventory is None else inventory:
+            self._put(self._load_model(name, {}, inventory[name] if inventory else None))
         self._metrics.ready.set(not self.missing)
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
 
-    def apply(self, command: Command) -> None:
+    def apply(self, command: ChangeModel) -> None:
         """Carry out a command, however long it takes, one at a time.
 
         Raises NotFound where there is no such model, and NotReady where its highest version was refused. Lower ones
@@ -123,6 +111,13 @@ class Catalog:
         self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
         self._metrics.ready.set(not self.missing)
 
+    def inventory(self) -> Inventory:
+        """What is loaded, for another process to load the same."""
+        return {
+            model.name: Versions([int(version) for version in model.serving], dict(model.rejected), model.unloaded)
+            for model in self.models.values()
+        }
+
     def find(self, name: str) -> Model:
         """Raises NotFound, which says what models there are."""
         if name not in self.models:
@@ -137,10 +132,14 @@ class Catalog:
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
         return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
 
-    def _load_model(self, name: str, serving: Mapping[str, Runtime]) -> Model:
-        """The newest good versions of a model; those that are among `serving`, and the same still, are taken over."""
-        model = Model(name)
-        for version in reversed(store.versions(self._settings.bundles, name)):
+    def _load_model(self, name: str, serving: Mapping[str, Runtime], known: Versions | None = None) -> Model:
+        """The newest good versions of a model, or those `known` elsewhere; those that are among `serving`, and the same
+        still, are taken over."""
+        if known is None:
+            model, versions = Model(name), store.versions(self._settings.bundles, name)[::-1]
+        else:
+            model, versions = Model(name, rejected=dict(known.rejected), unloaded=known.unloaded), known.serving
+        for version in versions:
             if len(model.serving) == self._settings.versions:
                 break
             self._load_version(model, version, serving.get(str(version)))

@@ -4,7 +4,7 @@ What it refuses is read once more by the models of `messages`, which can say wha
 the same tables, and a test holds that they take the same bodies.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -18,7 +18,15 @@ from bundle.rows import Column
 from bundle.schema import FittedField
 from service import messages
 from service.errors import BodyRefused, Refusal, of_context
-from service.messages import Columns, ExplainRequest, Instance, PredictRequest, RankRequest, check_count
+from service.messages import (
+    CandidatesRequest,
+    Columns,
+    ExplainRequest,
+    Instance,
+    PredictRequest,
+    RankRequest,
+    check_count,
+)
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -57,10 +65,10 @@ class ExplainAsked(NamedTuple):
 
 
 class RankAsked(NamedTuple):
-    """`context` has one row. No field has a column in both tables."""
+    """`context` has one row. The candidates are a table, where no field has a column in both, or the name of a set."""
 
     context: Table
-    candidates: Table
+    candidates: Table | str
     top_k: int | None
     explain: int | None
 
@@ -90,13 +98,15 @@ class Decoder:
             context = self._present([body.context])
         except InputError as error:
             raise of_context(error) from None
-        if body.candidates is not None:
-            check_count(len(body.candidates), limit=limit, key="candidates")
-            candidates = self._present(body.candidates)
-        else:
-            candidates = self._columns(body.columns, limit)
-        self._check_apart(context, candidates)
+        if body.candidate_set is not None:
+            return RankAsked(context, body.candidate_set, body.top_k, body.explain)
+        candidates = self._candidates(body, limit)
+        check_apart(self._names, context, present(self._names, candidates))
         return RankAsked(context, candidates, body.top_k, body.explain)
+
+    def candidates(self, raw: bytes, *, limit: int) -> Table:
+        """The candidates of a set that is to be kept."""
+        return self._candidates(self._read(CandidatesRequest, raw), limit)
 
     def _read(self, request: type[BaseModel], raw: bytes) -> Any:
         """A body by msgspec, or else by pydantic: the attributes are the same, rows are structs or dicts."""
@@ -106,6 +116,12 @@ class Decoder:
             except UNREADABLE:
                 continue
         return messages.read(request, raw, fields=self._names)
+
+    def _candidates(self, body: Any, limit: int) -> Table:
+        if body.candidates is None:
+            return self._columns(body.columns, limit)
+        check_count(len(body.candidates), limit=limit, key="candidates")
+        return self._present(body.candidates)
 
     def _batch(self, body: Any, limit: int) -> Table:
         if body.instances is None:
@@ -132,16 +148,23 @@ class Decoder:
         self._encoder.check_names(rows)
         return [tuple(row.get(name, absent) for name in self._names) for row in rows]
 
-    def _check_apart(self, context: Table, candidates: Table) -> None:
-        for name, *both in zip(self._names, context.columns, candidates.columns, strict=True):
-            if None not in both:
-                refused = Refusal(
-                    key="context",
-                    field=name,
-                    expected="a field in the context or in the candidates",
-                    received="the field in both",
-                )
-                raise BodyRefused(refused)
+
+def present(names: Sequence[str], table: Table) -> tuple[str, ...]:
+    """The fields that have a column; `names` are those of the schema."""
+    return tuple(name for name, column in zip(names, table.columns, strict=True) if column is not None)
+
+
+def check_apart(names: Sequence[str], context: Table, fields: Collection[str]) -> None:
+    """Raise BodyRefused where the context has a column of one of these fields; `names` are those of the schema."""
+    for name, column in zip(names, context.columns, strict=True):
+        if column is not None and name in fields:
+            refused = Refusal(
+                key="context",
+                field=name,
+                expected="a field in the context or in the candidates",
+                received="the field in both",
+            )
+            raise BodyRefused(refused)
 
 
 def _filled(column: tuple[Any, ...]) -> Column | None:
@@ -173,19 +196,28 @@ class _Explain(_Batch[R, C]):
     top_k: Annotated[int, Meta(ge=1)] | None = None
 
 
-class _Rank(Struct, Generic[R, C, X], forbid_unknown_fields=True):
-    context: X
+class _Candidates(Struct, Generic[R, C], forbid_unknown_fields=True):
     candidates: list[R] | None = None
     columns: C | None = None
-    top_k: Annotated[int, Meta(ge=1)] | None = None
-    explain: Annotated[int, Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         _require_one(self.candidates, self.columns)
 
 
-def _require_one(first: object, second: object) -> None:
-    if (first is None) == (second is None):
+class _Rank(Struct, Generic[R, C, X], forbid_unknown_fields=True):
+    context: X
+    candidates: list[R] | None = None
+    columns: C | None = None
+    candidate_set: str | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+    explain: Annotated[int, Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        _require_one(self.candidates, self.columns, self.candidate_set)
+
+
+def _require_one(*values: object) -> None:
+    if sum(value is not None for value in values) != 1:
         raise ValueError  # msgspec makes a ValidationError of it
 
 
@@ -204,6 +236,7 @@ def _decoders(schema: FeatureSchema) -> dict[type[BaseModel], list[msgspec.json.
         PredictRequest: [_Predict[row, columns]],  # type: ignore[valid-type]
         ExplainRequest: [_Explain[row, columns]],  # type: ignore[valid-type]
         RankRequest: [_Rank[rows, columns, context] for rows in (candidate, context)],  # type: ignore[valid-type]
+        CandidatesRequest: [_Candidates[rows, columns] for rows in (candidate, context)],  # type: ignore[valid-type]
     }
     return {request: [msgspec.json.Decoder(body) for body in forms] for request, forms in bodies.items()}
 

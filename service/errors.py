@@ -7,8 +7,10 @@ ServiceError
 ├── BodyTooLarge       the body has too many bytes
 ├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
 ├── Forbidden          what is served may not be changed by this request
-├── NotFound           no such model, or no such version of it
+├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
+├── ControlFailed      a change that not every worker has made
+├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
 └── Overdue            the request has waited too long for its turn
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
@@ -94,11 +96,19 @@ class Forbidden(ServiceError):
 
 
 class NotFound(ServiceError):
-    """No model, or no version, of that name."""
+    """No model, no version, or no candidate set of that name."""
 
 
 class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
+
+
+class ControlFailed(ServiceError):
+    """A change that some worker process could not make, or did not in time."""
+
+
+class SetsFull(ServiceError):
+    """A candidate set for which there is no room; none is ever put out for another."""
 
 
 class Overdue(ServiceError):
@@ -118,8 +128,10 @@ KINDS: dict[type[Exception], _Kind] = {
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
     Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
-    NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model or version"),
+    NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
+    SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {

@@ -20,6 +20,7 @@ from bundle import EncodedRows, InputError
 from service import body, errors, infer, scorer
 from service.batcher import Scored
 from service.body import Announced
+from service.candidates import CandidateSets
 from service.catalog import Catalog
 from service.decoder import Table
 from service.errors import BodyUnsupported, ServiceError
@@ -37,7 +38,7 @@ ADDRESS: Final = re.compile(
 )
 INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
-ACTS: Final[dict[Verb, Callable[[Runtime, bytes, Settings], bytes]]] = {"explain": explain, "rank": rank}
+Act = Callable[[Runtime, bytes, Settings], bytes]
 
 
 class Form(NamedTuple):
@@ -60,8 +61,9 @@ def is_verb(scope: Scope) -> bool:
 class Front:
     """Answers the verbs: an ASGI app that stands in a Recorder."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings) -> None:
         self._catalog, self._settings = catalog, settings
+        self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
         self._turns = CapacityLimiter(os.cpu_count() or 1)  # more threads would only take turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +87,8 @@ class Front:
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
-        if verb in ACTS:
-            act = ACTS[verb]
+        if verb in self._acts:
+            act = self._acts[verb]
             return Reply(await self._in_thread(lambda: act(loaded, self._inflated(raw, announced), self._settings)))
         if announced.arrow:
             return await self._in_thread(

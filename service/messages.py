@@ -40,7 +40,7 @@ class Batch(_Message):
 
     @model_validator(mode="after")
     def _either(self) -> Self:
-        _require_one("instances", self.instances, "columns", self.columns)
+        _require_one(instances=self.instances, columns=self.columns)
         return self
 
 
@@ -52,25 +52,31 @@ class ExplainRequest(Batch):
     top_k: int | None = Field(default=None, ge=1, description="pairs to show; the setting top_k unless given")
 
 
+class CandidatesRequest(_Message):
+    """Candidates to keep, as rows or as columns."""
+
+    candidates: list[Instance] | None = Field(default=None, description="one object {field: value} a candidate")
+    columns: Columns | None = Field(default=None, description="the candidates as one list of values a field")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        _require_one(candidates=self.candidates, columns=self.columns)
+        return self
+
+
 class RankRequest(_Message):
-    """One context and the candidates to order for it, as rows or as columns."""
+    """One context and the candidates to order for it: as rows, as columns, or a set that is kept."""
 
     context: Instance = Field(description="the fields that all candidates share")
     candidates: list[Instance] | None = Field(default=None, description="one object {field: value} a candidate")
     columns: Columns | None = Field(default=None, description="the candidates as one list of values a field")
+    candidate_set: str | None = Field(default=None, description="the name of a set that was put beforehand")
     top_k: int | None = Field(default=None, ge=1, description="candidates to answer; the setting top_k unless given")
     explain: int | None = Field(default=None, ge=1, description="candidates to explain, of those answered")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_sets_yet(cls, body: object) -> object:
-        if isinstance(body, dict) and "candidate_set" in body:
-            raise _shape("candidates or columns: this version keeps no candidate sets", "the key candidate_set")
-        return body
-
     @model_validator(mode="after")
     def _either(self) -> Self:
-        _require_one("candidates", self.candidates, "columns", self.columns)
+        _require_one(candidates=self.candidates, columns=self.columns, candidate_set=self.candidate_set)
         return self
 
 
@@ -153,6 +159,27 @@ class RankAnswer(_Answer):
     explanations: list[Explanation] | None = Field(default=None, description="of the first ones, where asked for")
 
 
+class Rejected(_Message):
+    version: int
+    reason: str
+
+
+class CandidateSetAnswer(_Message):
+    """A candidate set that is kept."""
+
+    model: str
+    name: str
+    candidates: int
+    fields: list[str] = Field(description="the fields that its candidates have")
+    bytes: int = Field(description="what it counts towards max_candidate_set_bytes")
+    rejected: list[Rejected] = Field(description="versions that serve, but cannot encode it, each with the reason")
+
+
+class CandidateSetsAnswer(_Message):
+    model: str
+    candidate_sets: list[CandidateSetAnswer]
+
+
 class Live(_Message):
     live: Literal[True]
 
@@ -178,11 +205,6 @@ class FieldInfo(_Message):
 class SizeInfo(_Message):
     name: str
     axis: str
-
-
-class Rejected(_Message):
-    version: int
-    reason: str
 
 
 class ModelAnswer(_Message):
@@ -263,10 +285,10 @@ def _refusal(error: ErrorDetails, body: Any, kind: type[BaseModel], fields: Coll
     )
 
 
-def _require_one(first: str, first_value: object, second: str, second_value: object) -> None:
-    if (first_value is None) == (second_value is None):
-        raise _shape(f"one of the keys {first} and {second}", "neither" if first_value is None else "both")
-
-
-def _shape(expected: str, received: str) -> PydanticCustomError:
-    return PydanticCustomError("shape", "the shape", {"expected": expected, "received": received})
+def _require_one(**values: object) -> None:
+    given = [key for key, value in values.items() if value is not None]
+    if len(given) != 1:
+        *others, last = values
+        expected = f"one of the keys {', '.join(others)} and {last}"
+        received = " and ".join(given) or "none of them"
+        raise PydanticCustomError("shape", "the shape", {"expected": expected, "received": received})

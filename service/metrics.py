@@ -73,6 +73,13 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self.candidate_sets = Gauge("factorlens_candidate_sets", "Candidate sets that are kept", registry=self.registry)
+        self.candidate_set_bytes = Gauge(
+            "factorlens_candidate_set_bytes",
+            "What the candidate sets count towards max_candidate_set_bytes",
+            registry=self.registry,
+        )
+        self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

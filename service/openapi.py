@@ -1,7 +1,7 @@
 """The OpenAPI document. Its examples are the loaded bundles' own, so that each of them can be sent as it stands."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 
@@ -11,6 +11,8 @@ from service.errors import MEDIA_TYPE
 from service.messages import Instance
 from service.repository import REPOSITORY
 from service.runtime import VERBS, Runtime, Verb
+
+SET_NAME: Final = "new-this-week"
 
 
 def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]]:
@@ -59,12 +61,12 @@ def _name_problems(described: dict[str, Any]) -> None:
             if path.startswith("/v2"):
                 continue
             for status, response in operation["responses"].items():
-                if status != "200" and "application/json" in response.get("content", {}):
+                if not status.startswith("2") and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
 
 
 def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
-    values = {"model": loaded.manifest.name, "version": str(loaded.manifest.version)}
+    values = {"model": loaded.manifest.name, "version": str(loaded.manifest.version), "name": SET_NAME}
     for path, operations in described["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
@@ -74,3 +76,6 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
             if path.startswith(REPOSITORY):
                 operation["requestBody"]["content"]["application/json"]["example"] = {}
+        if "put" in operations:
+            body = {"candidates": example("rank", loaded)["candidates"]}
+            operations["put"]["requestBody"]["content"]["application/json"]["example"] = body

@@ -1,5 +1,6 @@
 """rank: one context and many candidates in, the best candidates out."""
 
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import msgspec
@@ -7,28 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, InputError
-from service.decoder import RankAsked, Table
+from service.candidates import CandidateSets, Encoded
+from service.decoder import Table, check_apart
 from service.errors import of_context
 from service.messages import check_count
 from service.runtime import Runtime
 from service.settings import Settings
 
 Logits = NDArray[np.float32]
+Path = Literal["split", "flat"]
 
 
-def rank(loaded: Runtime, raw: bytes, settings: Settings) -> bytes:
+def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> bytes:
     """The answer to one request, as `messages.RankAnswer` describes it."""
     asked = loaded.decoder.rank(raw, limit=settings.max_candidates)
     if asked.explain is not None:
         check_count(asked.explain, limit=settings.max_rows, key="explain")
-    path, logits = _logits(loaded, asked)
-    loaded.count_request("rank", asked.candidates.length)
+    given = asked.candidates
+    among = sets.find(loaded.manifest.name, given) if isinstance(given, str) else given
+    if isinstance(among, Table):
+        path, logits = _logits(loaded, asked.context, among)
+    else:
+        path, logits = _logits_of_set(loaded, asked.context, among.of(loaded))
+    loaded.count_request("rank", len(logits))
     at = best(logits, asked.top_k or settings.top_k)
     scores = loaded.manifest.predictions(logits[at])
     ranked = [{"index": index, "score": score} for index, score in zip(at.tolist(), scores.tolist(), strict=True)]
     said = {**loaded.identity, "ranked": ranked, "path": path}
     if asked.explain is not None:
-        chosen = _whole(asked, at[: asked.explain].tolist())
+        candidates = among if isinstance(among, Table) else among.raw(loaded)
+        chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
         explained = loaded.explain(chosen.rows(loaded.schema.names), loaded.encode(chosen), top_k=settings.top_k)
         said["explanations"] = [each.as_json() for each in explained]
     return msgspec.json.encode(said)
@@ -46,15 +55,27 @@ def best(logits: Logits, count: int) -> NDArray[np.int64]:
     return among[np.argsort(-logits[among], kind="stable")[:count]]
 
 
-def _logits(loaded: Runtime, asked: RankAsked) -> tuple[Literal["split", "flat"], Logits]:
+def _logits(loaded: Runtime, context: Table, candidates: Table) -> tuple[Path, Logits]:
     """With the context computed once, where every field is on the side that the schema gives it; else whole rows."""
     ranking = loaded.ranking
     if ranking is not None:
-        context, candidates = _side(asked.context, ranking.of_context), _side(asked.candidates, ranking.of_candidate)
-        if context is not None and candidates is not None:
-            rows = ranking.of_candidate.encode(candidates.columns, candidates.length)
-            return "split", loaded.rank(_encode_context(ranking.of_context, context), rows)
-    whole = _encode_whole(loaded, asked)
+        one, many = _side(context, ranking.of_context), _side(candidates, ranking.of_candidate)
+        if one is not None and many is not None:
+            rows = ranking.of_candidate.encode(many.columns, many.length)
+            return "split", loaded.rank(_encode_context(ranking.of_context, one), rows)
+    whole = _encode_whole(loaded, context, candidates)
+    loaded.count(whole)
+    return "flat", loaded.logits(whole)
+
+
+def _logits_of_set(loaded: Runtime, context: Table, kept: Encoded) -> tuple[Path, Logits]:
+    """The same of a set: nothing of it is encoded or looked up any more."""
+    check_apart(loaded.schema.names, context, kept.fields)
+    ranking = loaded.ranking
+    one = _side(context, ranking.of_context) if ranking and kept.encoder is ranking.of_candidate else None
+    if ranking and one is not None:
+        return "split", loaded.rank(_encode_context(ranking.of_context, one), kept.rows, unknown=kept.unknown)
+    whole = _encode_set(loaded, context, kept)
     loaded.count(whole)
     return "flat", loaded.logits(whole)
 
@@ -73,19 +94,33 @@ def _encode_context(encoder: Encoder, context: Table) -> EncodedRows:
         raise of_context(error) from None
 
 
-def _encode_whole(loaded: Runtime, asked: RankAsked) -> EncodedRows:
+def _encode_whole(loaded: Runtime, context: Table, candidates: Table) -> EncodedRows:
     """The candidates as whole rows: the fields of the context stand in each of them."""
-    context, rows = _encode_context(loaded.encoder, asked.context), loaded.encode(asked.candidates)
-    for column, slots in zip(asked.context.columns, loaded.schema.slots, strict=True):
+    one, rows = _encode_context(loaded.encoder, context), loaded.encode(candidates)
+    for column, slots in zip(context.columns, loaded.schema.slots, strict=True):
         if column is not None:
-            rows.ids[:, slots], rows.values[:, slots] = context.ids[0, slots], context.values[0, slots]
+            rows.ids[:, slots], rows.values[:, slots] = one.ids[0, slots], one.values[0, slots]
     return rows
 
 
-def _whole(asked: RankAsked, chosen: list[int]) -> Table:
+def _encode_set(loaded: Runtime, context: Table, kept: Encoded) -> EncodedRows:
+    """The candidates of a set as whole rows."""
+    one, count = _encode_context(loaded.encoder, context), len(kept.rows.ids)
+    whole = EncodedRows(np.repeat(one.ids, count, axis=0), np.repeat(one.values, count, axis=0))
+    widths = [loaded.schema.widths[position] for position in kept.encoder.positions]
+    for name, position, (start, end) in zip(
+        kept.encoder.names, kept.encoder.positions, pairwise(accumulate(widths, initial=0)), strict=True
+    ):
+        if name in kept.fields:
+            slots = loaded.schema.slots[position]
+            whole.ids[:, slots], whole.values[:, slots] = kept.rows.ids[:, start:end], kept.rows.values[:, start:end]
+    return whole
+
+
+def _whole(context: Table, candidates: Table, chosen: list[int]) -> Table:
     """The rows of some candidates, with the context in each of them."""
     columns = [
-        [candidate[at] for at in chosen] if candidate is not None else context and list(context) * len(chosen)
-        for candidate, context in zip(asked.candidates.columns, asked.context.columns, strict=True)
+        [column[at] for at in chosen] if column is not None else shared and list(shared) * len(chosen)
+        for column, shared in zip(candidates.columns, context.columns, strict=True)
     ]
     return Table(columns, len(chosen))

@@ -1,6 +1,6 @@
 """The repository of the Open Inference Protocol: which versions were found, and loading and unloading them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
 import msgspec
@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from service import body
 from service.admin import Gate
-from service.catalog import Catalog, Command
+from service.catalog import Catalog
+from service.control import ChangeModel, Control
 from service.errors import BodyRefused, BodyUnreadable, Refusal
 from service.oip_document import add, answered
 from service.oip_messages import ControlRequest, IndexEntry, IndexRequest
@@ -22,11 +23,11 @@ REPOSITORY: Final = "/v2/repository"
 Asked = TypeVar("Asked", IndexRequest, ControlRequest)
 
 
-def router(catalog: Catalog, settings: Settings, apply: Callable[[Command], None]) -> APIRouter:
-    """The endpoints; `apply` carries out a command that may pass, in a worker thread."""
+def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
+    """The endpoints; `control` has every process carry out a command that may pass."""
     routes = APIRouter()
     _add_index(routes, catalog, settings)
-    _add_control(routes, settings, apply)
+    _add_control(routes, settings, control)
     return routes
 
 
@@ -51,7 +52,7 @@ def _index(catalog: Catalog) -> Iterable[IndexEntry]:
     yield from (IndexEntry(name, "UNAVAILABLE", "not loaded yet") for name in catalog.unknown())
 
 
-def _add_control(routes: APIRouter, settings: Settings, apply: Callable[[Command], None]) -> None:
+def _add_control(routes: APIRouter, settings: Settings, control: Control) -> None:
     gate = Gate(settings)
 
     async def load(request: Request, model: str) -> Response:
@@ -62,7 +63,7 @@ def _add_control(routes: APIRouter, settings: Settings, apply: Callable[[Command
         if any(name == "config" or name.startswith("file:") for name in asked.parameters):
             expected = "no config and no file: a model is loaded from the folder of bundles as it is"
             raise BodyRefused(Refusal(key="parameters", expected=expected, received="one of them"))
-        await to_thread.run_sync(apply, Command("load", model))
+        await control.carry_out(ChangeModel("load", model))
         return Response()
 
     async def unload(request: Request, model: str) -> Response:
@@ -70,7 +71,7 @@ def _add_control(routes: APIRouter, settings: Settings, apply: Callable[[Command
         record_of(request).endpoint = "admin"
         gate.check(request.scope)
         await _read(request, ControlRequest, settings)
-        await to_thread.run_sync(apply, Command("unload", model))
+        await control.carry_out(ChangeModel("unload", model))
         return Response()
 
     for endpoint in (load, unload):
@@ -80,11 +81,7 @@ def _add_control(routes: APIRouter, settings: Settings, apply: Callable[[Command
 
 async def _read(request: Request, kind: type[Asked], settings: Settings) -> Asked:
     """A request that may have no body at all. Raises BodyUnreadable, BodyTooLarge and BodyEncoded."""
-    announced = body.announced(request.scope)
-    limit = settings.max_body_bytes
-    raw = await body.received(request.receive, announced.length, limit=limit)
-    if announced.coding:
-        raw = body.inflate(raw, announced.coding, limit=limit)
+    raw = await body.read(request.scope, request.receive, limit=settings.max_body_bytes)
     try:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:  # it names types and places, and no content

@@ -1,17 +1,20 @@
 """The endpoints that FastAPI answers: models, health, metrics. The verbs are described here and answered by `front`."""
 
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import catalog as models
-from service.catalog import Catalog, Model
-from service.errors import NotReady, Problem
+from service import exposition
+from service.answers import answered, find, refusals
+from service.catalog import Catalog
+from service.control import Control
+from service.errors import NotReady
 from service.messages import (
     ExplainAnswer,
     ExplainRequest,
@@ -24,7 +27,6 @@ from service.messages import (
     RankRequest,
     Ready,
 )
-from service.metrics import Metrics
 from service.recorder import record_of
 from service.runtime import Verb
 
@@ -47,11 +49,11 @@ MODEL = "/v1/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 
-def router(catalog: Catalog, metrics: Metrics) -> APIRouter:
+def router(catalog: Catalog, control: Control) -> APIRouter:
     routes = APIRouter()
     _describe_verbs(routes)
     _add_models(routes, catalog)
-    _add_health(routes, catalog, metrics)
+    _add_health(routes, catalog, control)
     return routes
 
 
@@ -75,7 +77,7 @@ def _describe_verbs(routes: APIRouter) -> None:
                 operation_id=verb + suffix,
                 summary=action.summary,
                 response_model=None,
-                responses={200: {"model": action.answer, "content": more}, **_refusals("4XX", "503")},
+                responses={200: {"model": action.answer, "content": more}, **refusals("4XX", "503")},
                 openapi_extra={
                     "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more}
                 },
@@ -86,67 +88,46 @@ def _add_models(routes: APIRouter, catalog: Catalog) -> None:
     def list_models(request: Request) -> Response:
         """The names of all models, ready or not."""
         record_of(request).endpoint = "models"
-        return _json(_encoded(ModelsAnswer(models=list(catalog.models))))
+        return answered(ModelsAnswer(models=list(catalog.models)))
 
     def show_model(request: Request, model: str) -> Response:
         """A model and its default version: fields, sizes, metrics, and an example that can be sent back as it is."""
         if ":" in model:  # the address of a verb, asked for with GET
             raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": "POST"})
-        return _json(_encoded(models.describe(_find(request, "model", catalog, model), None)))
+        return answered(models.describe(find(request, "model", catalog, model), None))
 
     def show_version(request: Request, model: str, version: str) -> Response:
         """The same of one version."""
         if ":" in version:
             raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": "POST"})
-        return _json(_encoded(models.describe(_find(request, "model", catalog, model), version)))
+        return answered(models.describe(find(request, "model", catalog, model), version))
 
     for path, endpoint, answer in (
         ("/v1/models", list_models, ModelsAnswer),
         (MODEL, show_model, ModelAnswer),
         (VERSION, show_version, ModelAnswer),
     ):
-        responses = {200: {"model": answer}, **_refusals("4XX")}
+        responses = {200: {"model": answer}, **refusals("4XX")}
         routes.add_api_route(path, endpoint, operation_id=endpoint.__name__, response_model=None, responses=responses)
 
 
-def _add_health(routes: APIRouter, catalog: Catalog, metrics: Metrics) -> None:
+def _add_health(routes: APIRouter, catalog: Catalog, control: Control) -> None:
     async def livez() -> Response:
         """Whether the process answers at all."""
-        return _json(_encoded(Live(live=True)))
+        return answered(Live(live=True))
 
     async def readyz() -> Response:
         """200 when every model has a version that was verified, replayed and warmed; else 503 with the reason."""
         if catalog.missing:
             raise NotReady(catalog.missing)
-        return _json(_encoded(Ready(ready=True)))
+        return answered(Ready(ready=True))
 
-    def show_metrics() -> Response:
-        """The metrics in Prometheus' text format."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    async def show_metrics() -> Response:
+        """The metrics of all workers together, in Prometheus' text format."""
+        return Response(exposition.text(await control.metrics()), media_type=CONTENT_TYPE_LATEST)
 
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
     routes.add_api_route("/livez", livez, response_model=None, responses={200: {"model": Live}})
-    ready = {200: {"model": Ready}, **_refusals("503")}
+    ready = {200: {"model": Ready}, **refusals("503")}
     routes.add_api_route("/readyz", readyz, response_model=None, responses=ready)
     routes.add_api_route("/metrics", show_metrics, response_class=Response, responses={200: text})
-
-
-def _find(request: Request, endpoint: str, catalog: Catalog, name: str) -> Model:
-    """The model, noted in the request's record once the name is known to be one of ours."""
-    record = record_of(request)
-    record.endpoint = endpoint
-    model = catalog.find(name)
-    record.model = model.name
-    return model
-
-
-def _encoded(answer: BaseModel) -> str:
-    return answer.model_dump_json(exclude_unset=True)
-
-
-def _json(encoded: str) -> Response:
-    return Response(encoded, media_type="application/json")
-
-
-def _refusals(*statuses: str) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": "A problem document", "model": Problem} for status in statuses}

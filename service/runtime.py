@@ -83,15 +83,15 @@ class Runtime:
         """Count rows and the unknown values among them, and return which are unknown, [B, F]."""
         unknown = self.encoder.unknown(rows.ids)
         self._rows.inc(len(unknown))
-        self._count_unknown(self.encoder, unknown)
+        if unknown.any():
+            self._count_unknown(self.encoder, unknown.sum(axis=0))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.bool_], times: int = 1) -> None:
-        if not unknown.any():
-            return
-        for field, found in zip(encoder.names, unknown.sum(axis=0).tolist(), strict=True):
+    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> None:
+        """`unknown` [F] are the rows that are unknown in each field of the encoder."""
+        for field, found in zip(encoder.names, unknown.tolist(), strict=True):
             if found:
-                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found * times)
+                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found)
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -116,16 +116,21 @@ class Runtime:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
-    def rank(self, context: EncodedRows, candidates: EncodedRows) -> NDArray[np.float32]:
+    def rank(
+        self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
         """Count the candidates as `count` does, and give their logits [B], with the one context computed once.
 
+        `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
         """
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids), rows)
-        self._count_unknown(ranking.of_candidate, ranking.of_candidate.unknown(candidates.ids))
+        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
+        if unknown is None:
+            unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
+        self._count_unknown(ranking.of_candidate, unknown)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, CANDIDATES_PER_RUN)
         return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))

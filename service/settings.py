@@ -46,6 +46,12 @@ class Settings(BaseSettings):
     bundles: Path = Field(default=Path("artifacts"), description="the folder of bundles: <bundles>/<model>/<version>")
     host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 is every IPv4 address")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0 takes any free one")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="processes that answer, each with all the models; more than 1 need Linux",
+    )
     provider: Provider = Field(
         default="auto",
         description="where graphs run: cuda, tensorrt and cpu are demands (what cannot run is not ready and says why); "
@@ -66,8 +72,12 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
     )
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
+    max_candidate_sets: int = Field(default=100, ge=0, description="candidate sets that may be kept, of all models")
+    max_candidate_set_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="bytes that all candidate sets may take in each worker, encoded, too"
+    )
     admin: bool = Field(
-        default=False, description="true lets requests load and unload models: from this machine, or with admin_key"
+        default=False, description="true lets requests change what is served: from this machine, or with admin_key"
     )
     admin_key: SecretStr | None = Field(
         default=None,
@@ -117,7 +127,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        help_text = f"{field.description} (default: {field.default or 'none'})"
+        help_text = f"{field.description} (default: {'none' if field.default is None else field.default})"
         parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:

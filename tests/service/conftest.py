@@ -36,18 +36,27 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
         yield httpx.Client(transport=InProcess(app, portal), base_url="http://service")
 
 
+def limited(bundles: Path, *, admin: bool) -> FastAPI:
+    """The service over the tiny bundles, with limits that a test can reach."""
+    limits = {"max_rows": 300, "max_candidates": 300, "max_arrow_rows": 500, "max_body_bytes": 100_000}
+    return create_app(Settings.model_validate({"bundles": bundles, "provider": "cpu", "admin": admin, **limits}))
+
+
 @pytest.fixture(scope="session")
 def app(bundles: Path) -> FastAPI:
-    """The service over the tiny bundles, with limits that a test can reach."""
-    settings = Settings(
-        bundles=bundles, provider="cpu", max_rows=300, max_candidates=300, max_arrow_rows=500, max_body_bytes=100_000
-    )
-    return create_app(settings)
+    return limited(bundles, admin=False)
 
 
 @pytest.fixture(scope="session")
 def client(app: FastAPI) -> Iterator[httpx.Client]:
     with running(app) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def administered(bundles: Path) -> Iterator[httpx.Client]:
+    """The same where requests may change what is served."""
+    with running(limited(bundles, admin=True)) as client:
         yield client
 
 

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,8 +7,10 @@ from httpx import Client
 
 from bundle import signature
 from service import runtime
+from service.catalog import Catalog, describe
 from service.errors import Problem
-from service.settings import SettingsRefused, load
+from service.metrics import Metrics
+from service.settings import Settings, SettingsRefused, load
 
 Publish = Callable[[int], Path]
 Reseal = Callable[[Path, str, bytes], None]
@@ -172,3 +175,20 @@ def test_where_keys_are_trusted_an_unsigned_version_is_refused_and_a_signed_one_
 def test_a_trusted_key_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsRefused, match=r"trusted_keys .*the key file 'absent' cannot be read"):
         load(["--trusted-keys", f"{PUBLIC},absent"])
+
+
+def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_path: Path) -> None:
+    """Another process serves what the first one does, whatever came into the folder since."""
+    chosen = Settings(bundles=tmp_path, provider="cpu")
+    publish(1)
+    (publish(2) / "weights.bin").write_bytes(b"broken")
+    first, second, third = (Catalog(chosen, Metrics()) for _ in range(3))
+    first.load()
+    publish(3)
+    second.load(first.inventory())
+    assert second.inventory() == first.inventory()
+    assert describe(second.find("tiny-fm"), None) == describe(first.find("tiny-fm"), None)
+    assert (second.inventory()["tiny-fm"].serving, list(second.inventory()["tiny-fm"].rejected)) == ([1], ["2"])
+    shutil.rmtree(tmp_path / "tiny-fm" / "1")
+    third.load(first.inventory())
+    assert third.inventory() != first.inventory()

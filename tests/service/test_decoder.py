@@ -13,6 +13,7 @@ from bundle.schema import FittedField, Hash
 from bundle.vocabulary import Vocabulary
 from service.decoder import Decoder, RankAsked, Table
 from service.errors import BodyRefused, BodyUnreadable
+from service.messages import CandidatesRequest
 from service.routes import ACTIONS
 
 VALUES = {"user": ["u1", "1", "true"], "tags": ["fun", "new", "1"]}
@@ -37,6 +38,8 @@ ENCODER = encoder_of()
 DECODER, CAREFUL = Decoder(ENCODER), Decoder(ENCODER)
 CAREFUL._decoders = {}  # without msgspec
 
+REQUESTS = {"candidates": CandidatesRequest} | {str(verb): action.request for verb, action in ACTIONS.items()}
+
 Outcome = tuple[Any, ...]
 
 
@@ -44,6 +47,7 @@ def outcome(decoder: Decoder, verb: str, raw: bytes, encoder: Encoder = ENCODER)
     """What a body comes to: everything that was read, encoded, or else the refusal."""
     try:
         asked = getattr(decoder, verb)(raw, limit=3)
+        asked = (asked,) if isinstance(asked, Table) else asked
         return tuple(encoded(encoder, each) if isinstance(each, Table) else each for each in asked)
     except (BodyUnreadable, BodyRefused, InputError) as error:
         return "refused", type(error), str(error)
@@ -61,7 +65,7 @@ def check(verb: str, raw: bytes) -> bool:
     assert outcome(DECODER, verb, raw) == found
     taken = found[0] != "refused"
     if taken:
-        DECODER._decoders[ACTIONS[verb].request][-1].decode(raw)  # type: ignore[index]
+        DECODER._decoders[REQUESTS[verb]][-1].decode(raw)
     return taken
 
 
@@ -92,6 +96,7 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
     "candidates": BATCHES,
     "columns": COLUMNS,
     "context": ROWS | SCALARS,
+    "candidate_set": SCALARS,
     "logits": SCALARS,
     "top_k": SCALARS | st.integers(-1, 5),
     "signature_name": SCALARS,
@@ -105,6 +110,7 @@ def bodies(*likely: str) -> st.SearchStrategy[Any]:
         "instances": st.lists(GOOD, min_size=1, max_size=3),
         "context": GOOD.map(lambda row: {}),
         "logits": st.booleans(),
+        "candidate_set": st.sampled_from(["apps", "é"]),
     }
     plain = st.fixed_dictionaries({key: good.get(key, st.lists(GOOD, min_size=1, max_size=3)) for key in likely})
     return plain | st.fixed_dictionaries({}, optional=KEYS) | SCALARS
@@ -112,7 +118,13 @@ def bodies(*likely: str) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize(
     ("verb", "likely"),
-    [("predict", ["instances", "logits"]), ("explain", ["instances"]), ("rank", ["context", "candidates"])],
+    [
+        ("predict", ["instances", "logits"]),
+        ("explain", ["instances"]),
+        ("rank", ["context", "candidates"]),
+        ("rank", ["context", "candidate_set"]),
+        ("candidates", ["candidates"]),
+    ],
 )
 def test_both_readers_take_the_same_bodies(verb: str, likely: list[str]) -> None:
     seen: set[bool] = set()
@@ -224,9 +236,9 @@ def test_top_k_is_a_count(verb: str, top_k: bytes, taken: bool) -> None:
 
 
 def test_the_bodies_have_the_keys_of_the_document() -> None:
-    for action in ACTIONS.values():
-        described = action.request.model_json_schema()
-        fields = msgspec.structs.fields(DECODER._decoders[action.request][-1].type)
+    for request in REQUESTS.values():
+        described = request.model_json_schema()
+        fields = msgspec.structs.fields(DECODER._decoders[request][-1].type)
         assert {field.encode_name for field in fields} == set(described["properties"])
         assert {field.encode_name for field in fields if field.required} == set(described.get("required", ()))
 

@@ -160,10 +160,6 @@ def test_a_bad_value_is_placed(client: Client) -> None:
     assert "position 1" in refused(client, context={"user": "u1", "hidden": 1}, candidates=CANDIDATES)["received"]
 
 
-def test_candidate_sets_are_not_kept_yet(client: Client) -> None:
-    assert "candidate_set" in refused(client, context=CONTEXT, candidate_set="apps")["received"]
-
-
 def test_the_number_of_candidates_is_limited(client: Client) -> None:
     assert refused(client, context=CONTEXT, candidates=[{}] * 301)["expected"] == "1 to 300 rows"
     assert refused(client, context=CONTEXT, candidates=[])["received"] == "0 rows"

@@ -11,7 +11,8 @@ import pytest
 
 from bundle import EncodedRows
 from service.batcher import Scored
-from service.catalog import Catalog, Command
+from service.catalog import Catalog
+from service.control import ChangeModel
 from service.errors import NotFound, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
@@ -34,11 +35,11 @@ def catalog(publish: Publish, tmp_path: Path, metrics: Metrics) -> Catalog:
 
 
 def load(catalog: Catalog) -> None:
-    catalog.apply(Command("load", "tiny-fm"))
+    catalog.apply(ChangeModel("load", "tiny-fm"))
 
 
 def unload(catalog: Catalog) -> None:
-    catalog.apply(Command("unload", "tiny-fm"))
+    catalog.apply(ChangeModel("unload", "tiny-fm"))
 
 
 def info(metrics: Metrics) -> dict[str, float]:
@@ -68,7 +69,7 @@ def test_a_load_takes_in_what_is_new_and_keeps_what_serves(
 
 def test_a_reload_opens_anew_what_serves(catalog: Catalog) -> None:
     first = catalog.find("tiny-fm").version(None)
-    catalog.apply(Command("reload", "tiny-fm"))
+    catalog.apply(ChangeModel("reload", "tiny-fm"))
     assert catalog.find("tiny-fm").version(None) is not first
 
 
@@ -106,7 +107,7 @@ def test_what_serves_goes_on_where_nothing_can_be_loaded(catalog: Catalog, tmp_p
     first = catalog.find("tiny-fm").version("1")
     (tmp_path / "tiny-fm" / "1" / "report.json").unlink()
     with pytest.raises(NotReady, match="version 1 of tiny-fm was refused"):
-        catalog.apply(Command("reload", "tiny-fm"))
+        catalog.apply(ChangeModel("reload", "tiny-fm"))
     assert catalog.find("tiny-fm").version("1") is first
 
 
@@ -114,14 +115,14 @@ def test_what_serves_goes_on_where_nothing_can_be_loaded(catalog: Catalog, tmp_p
 def test_no_name_is_a_path(catalog: Catalog, name: str) -> None:
     for action in ("load", "reload", "unload"):
         with pytest.raises(NotFound):
-            catalog.apply(Command(action, name))  # type: ignore[arg-type]
+            catalog.apply(ChangeModel(action, name))  # type: ignore[arg-type]
     assert list(catalog.models) == ["tiny-fm"]
 
 
 def test_a_model_that_came_later_is_found_and_loaded(catalog: Catalog, tmp_path: Path, bundles: Path) -> None:
     (tmp_path / "tiny-lr").symlink_to(bundles / "tiny-lr")
     assert catalog.unknown() == ["tiny-lr"]
-    catalog.apply(Command("load", "tiny-lr"))
+    catalog.apply(ChangeModel("load", "tiny-lr"))
     assert (catalog.unknown(), list(catalog.models)) == ([], ["tiny-fm", "tiny-lr"])
 
 

@@ -1,0 +1,149 @@
+"""Candidate sets: candidates that rankings of one model ask for by name. Each is kept as the body it came in, and as
+rows that are encoded once for every version of the model.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import EncodedRows, Encoder, InputError
+from service.catalog import Catalog
+from service.control import DropSet, PutSet
+from service.decoder import Table, present
+from service.errors import BodyRefused, NotFound, SetsFull
+from service.messages import CandidateSetAnswer, Rejected
+from service.metrics import Metrics
+from service.runtime import Runtime
+from service.settings import Settings
+
+
+class Encoded(NamedTuple):
+    """What one version makes of a set.
+
+    `rows` hold the slots of the fields of `encoder`: those of a ranking's candidates where the set has no others, else
+    those the set has. `unknown` counts, for each of them, the rows whose value is not in the vocabulary. `fields` are
+    the ones that the set has.
+    """
+
+    encoder: Encoder
+    rows: EncodedRows
+    unknown: NDArray[np.int64]
+    fields: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.rows.ids.nbytes + self.rows.values.nbytes
+
+
+class CandidateSet:
+    """One set. Safe to call from many threads."""
+
+    def __init__(self, put: PutSet, *, limit: int) -> None:
+        self.put = put
+        self._limit = limit
+        self._encoded: WeakKeyDictionary[Runtime, Encoded] = WeakKeyDictionary()
+        self._encoding = Lock()
+
+    def of(self, loaded: Runtime) -> Encoded:
+        """The set as this version has it: encoded the first time, and kept for as long as the version is loaded.
+
+        Raises InputError or BodyRefused where the version cannot encode it.
+        """
+        with self._encoding:
+            if loaded not in self._encoded:
+                self._encoded[loaded] = encode(loaded, self.raw(loaded))
+            return self._encoded[loaded]
+
+    def raw(self, loaded: Runtime) -> Table:
+        """The candidates as they were put."""
+        return loaded.decoder.candidates(self.put.body, limit=self._limit)
+
+
+class CandidateSets:
+    """The sets of all models. To be changed by one command at a time, and read from any thread meanwhile."""
+
+    def __init__(self, catalog: Catalog, settings: Settings, metrics: Metrics) -> None:
+        self._catalog, self._settings, self._metrics = catalog, settings, metrics
+        self._sets: Mapping[tuple[str, str], CandidateSet] = {}
+
+    def command(self, model: str, name: str, body: bytes) -> PutSet:
+        """The command that puts this body. Raises what a ranking with the same candidates would."""
+        loaded = self._catalog.find(model).version(None)
+        encoded = encode(loaded, loaded.decoder.candidates(body, limit=self._settings.max_candidates))
+        cost = len(body) + self._settings.versions * encoded.bytes
+        return PutSet(model, name, body, len(encoded.rows.ids), encoded.fields, cost)
+
+    def put(self, put: PutSet) -> None:
+        """Keep a set, in the place of one of its name. Raises SetsFull, and then keeps what was."""
+        others = {key: known for key, known in self._sets.items() if key != put.key}
+        if len(others) >= self._settings.max_candidate_sets:
+            raise SetsFull(f"{self._settings.max_candidate_sets} candidate sets may be kept: delete one")
+        free = self._settings.max_candidate_set_bytes - sum(known.put.cost for known in others.values())
+        if put.cost > free:
+            raise SetsFull(f"the candidate set takes {put.cost} bytes, and {free} are free: delete another one")
+        added = CandidateSet(put, limit=self._settings.max_candidates)
+        for loaded in self._versions(put.model):
+            with suppress(InputError, BodyRefused):
+                added.of(loaded)
+        self._replace({**others, put.key: added})
+
+    def drop(self, drop: DropSet) -> None:
+        """Raises NotFound where there is no such set."""
+        self.find(drop.model, drop.name)
+        self._replace({key: known for key, known in self._sets.items() if key != drop.key})
+
+    def find(self, model: str, name: str) -> CandidateSet:
+        """Raises NotFound, which says what sets there are."""
+        found = self._sets.get((model, name))
+        if found is None:
+            names = ", ".join(self._names(model)) or "none"
+            raise NotFound(f"the candidate sets of {model} are: {names}")
+        return found
+
+    def of_model(self, model: str) -> list[CandidateSetAnswer]:
+        return [self.describe(model, name) for name in self._names(model)]
+
+    def describe(self, model: str, name: str) -> CandidateSetAnswer:
+        known = self.find(model, name)
+        rejected: list[Rejected] = []
+        for loaded in self._versions(model):
+            try:
+                known.of(loaded)
+            except (InputError, BodyRefused) as error:
+                rejected.append(Rejected(version=loaded.manifest.version, reason=str(error)))
+        return CandidateSetAnswer(
+            model=model,
+            name=name,
+            candidates=known.put.candidates,
+            fields=list(known.put.fields),
+            bytes=known.put.cost,
+            rejected=rejected,
+        )
+
+    def _names(self, model: str) -> list[str]:
+        return sorted(name for owner, name in self._sets if owner == model)
+
+    def _versions(self, model: str) -> list[Runtime]:
+        return list(self._catalog.find(model).serving.values())
+
+    def _replace(self, sets: Mapping[tuple[str, str], CandidateSet]) -> None:
+        self._sets = sets
+        self._metrics.candidate_sets.set(len(sets))
+        self._metrics.candidate_set_bytes.set(sum(known.put.cost for known in sets.values()))
+
+
+def encode(loaded: Runtime, table: Table) -> Encoded:
+    """Raises InputError for a value that the schema refuses."""
+    fields = present(loaded.schema.names, table)
+    of_candidate = loaded.ranking.of_candidate if loaded.ranking else None
+    if of_candidate and set(fields) <= set(of_candidate.names):
+        encoder = of_candidate
+    else:
+        encoder = loaded.encoder.only(fields) if fields else loaded.encoder
+    rows = encoder.encode([table.columns[position] for position in encoder.positions], table.length)
+    return Encoded(encoder, rows, encoder.unknown(rows.ids).sum(axis=0), fields)

@@ -1,0 +1,213 @@
+"""The parent of several workers: starts them, keeps so many alive, and carries messages between them.
+
+Every worker has a listening socket of its own at one address (SO_REUSEPORT), among which the kernel deals connections
+out: of 64 at once, two workers get 35 and 29 on average, where one socket that both inherit gave one of them 43 to 57,
+and sometimes all. A worker that dies takes along its socket alone, and no connection waits for its successor.
+
+What a new worker has to know is in `_present`, the commands that lead to today's state, and in `_inventory`.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pydantic import SecretStr
+from pydantic_core import to_json
+
+from service import exposition
+from service.channel import Answer, Ask, Begin, Gather, Gathered
+from service.child import Child, StartFailed
+from service.control import Command, Inventory, Key
+from service.exposition import Family
+from service.server import DRAIN_SECONDS, announce
+from service.settings import Settings
+
+LISTEN_SECONDS: Final = 30.0  # that a worker may take to listen
+MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
+END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
+STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
+LONGEST_PAUSE: Final = 30.0
+TRIES: Final = 5  # failed starts one after another, with no worker left, after which the service ends
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, address: socket.socket) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. `address` is bound, and leaves listening to the workers."""
+    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # a second service is refused while this one loads
+    return asyncio.run(Supervisor(settings, address).run())
+
+
+class Supervisor:
+    """Keeps `settings.workers` workers alive at one address."""
+
+    def __init__(self, settings: Settings, address: socket.socket) -> None:
+        self._settings, self._address = settings, address
+        self._children: set[Child] = set()  # whatever has a process
+        self._members: dict[int, Child] = {}  # those that answer requests, by number
+        self._inventory: Inventory | None = None
+        self._present: dict[Key, Command] = {}
+        self._one_by_one = asyncio.Lock()
+        self._departed: list[Family] = []  # what those that ended had counted
+        self._stop = asyncio.Event()
+        self._failure: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._stop.set)
+        serving = asyncio.create_task(self._serve())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done() and (error := serving.exception()):
+            log.error("failed", exc_info=error)
+            self._failure = f"the supervisor failed: {type(error).__name__}"
+        serving.cancel()
+        await self._end()
+        if self._failure:
+            print(self._failure, file=sys.stderr)
+        log.info("stopped")
+        return 1 if self._failure else 0
+
+    async def _serve(self) -> None:
+        """Start all, let none listen before all have loaded, and replace those that end."""
+        numbers = range(self._settings.workers)
+        try:
+            first = await self._start(0)  # alone: what keeps it from starting would keep the others
+            children = [first, *await asyncio.gather(*(self._start(number) for number in numbers[1:]))]
+            for child in children:
+                await self._join(child)
+        except StartFailed as failed:
+            self._failure = f"the service cannot start: {failed}"
+            return
+        await announce([self._address])
+        await asyncio.gather(*(self._keep(number) for number in numbers))
+
+    async def _start(self, number: int) -> Child:
+        """A worker that has loaded what the others serve."""
+        begin = Begin(
+            number=number,
+            settings=_as_json(self._settings),
+            family=self._address.family,
+            address=list(self._address.getsockname()),
+            inventory=self._inventory,
+        )
+        child = await Child.spawn(begin, self._asked)
+        with self._starting(child):
+            await child.loaded()
+        if self._inventory is None:
+            self._inventory = child.inventory
+        return child
+
+    async def _join(self, child: Child) -> None:
+        """Tell a worker what the others know, and let it answer requests."""
+        async with self._one_by_one:
+            with self._starting(child):
+                if child.inventory != self._inventory:
+                    raise StartFailed("it could not load what the others serve; the log says why")
+                for command in self._present.values():
+                    if failure := await child.do(command, asked=None, seconds=command.seconds):
+                        raise StartFailed(failure)
+                await child.listen(seconds=LISTEN_SECONDS)
+            self._members[child.number] = child
+
+    @contextmanager
+    def _starting(self, child: Child) -> Iterator[None]:
+        """A worker that cannot start is no more."""
+        self._children.add(child)
+        try:
+            yield
+        except StartFailed:
+            self._children.discard(child)
+            child.kill()
+            raise
+
+    async def _keep(self, number: int) -> None:
+        """Replace a worker whenever it ends; sooner and sooner later where that happens again and again."""
+        pause = 0.0
+        while True:
+            started = time.monotonic()
+            code = await self._gone(self._members[number])
+            steady = time.monotonic() - started > STEADY_SECONDS
+            pause = 0.0 if steady else _longer(pause)
+            log.warning("worker ended", extra={"facts": {"worker": number, "code": code}})
+            failures = 0
+            while number not in self._members:
+                await asyncio.sleep(pause)
+                try:
+                    await self._join(await self._start(number))
+                except StartFailed as failed:
+                    failures, pause = failures + 1, _longer(pause)
+                    log.error("worker cannot start", extra={"facts": {"worker": number, "reason": str(failed)}})
+                    if failures >= TRIES and not self._members:
+                        self._failure = f"no worker is left, and none can be started: {failed}"
+                        self._stop.set()
+            log.info("worker replaced", extra={"facts": {"worker": number}})
+
+    async def _gone(self, child: Child) -> int:
+        code = await child.ended()
+        self._children.discard(child)
+        del self._members[child.number]
+        self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
+        return code
+
+    async def _end(self) -> None:
+        """Let all answer what they have accepted; one that does not serve yet has nothing to answer."""
+        self._address.close()
+        for child in self._children.difference(self._members.values()):
+            child.kill()
+        await asyncio.gather(*(child.end(seconds=END_SECONDS) for child in self._children))
+
+    def _asked(self, child: Child, message: Ask | Gather) -> None:
+        self._run(self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message))
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, asker: Child, ask: Ask) -> None:
+        """Have every worker carry out a command. Where some do, the others are replaced, and find it present.
+
+        A worker that ended meanwhile knows nothing any more, and does not count.
+        """
+        async with self._one_by_one:
+            children = list(self._members.values())
+            answers = await asyncio.gather(
+                *(
+                    child.do(ask.command, asked=ask.at if child is asker else None, seconds=ask.command.seconds)
+                    for child in children
+                )
+            )
+            failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
+            done = answers.count(None)
+            if done:
+                ask.command.settle(self._present)
+                self._inventory = children[answers.index(None)].inventory
+            for child, failure in failed if done else ():
+                log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
+                self._run(child.end(seconds=END_SECONDS))
+        await asker.send(Answer(ask.at, done, len(failed)))
+
+    async def _gather(self, asker: Child, gather: Gather) -> None:
+        measured = await asyncio.gather(*(child.measure(seconds=MEASURE_SECONDS) for child in self._members.values()))
+        await asker.send(Gathered(gather.at, exposition.combined([*measured, self._departed])))
+
+
+def _longer(pause: float) -> float:
+    return min(2 * pause, LONGEST_PAUSE) or 0.5
+
+
+def _as_json(settings: Settings) -> bytes:
+    """All settings, with their secrets: for a pipe to a worker, never for a log."""
+    values = dict(settings)
+    secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
+    return to_json({**values, **secrets, "config": None})

@@ -1,0 +1,157 @@
+"""`python -m service.worker`: one of several processes that answer requests; `service.supervisor` starts it."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from anyio import to_thread
+
+from service import exposition, logs
+from service.app import create_app
+from service.channel import (
+    Answer,
+    Ask,
+    Begin,
+    Do,
+    Done,
+    Failed,
+    Gather,
+    Gathered,
+    Link,
+    Listen,
+    Loaded,
+    Measure,
+    Measured,
+    Serving,
+    ToWorker,
+    link,
+    receive_begin,
+)
+from service.control import Command, Member
+from service.errors import ControlFailed, ServiceError
+from service.exposition import Family
+from service.server import Server
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`arguments` hold the descriptor of the end of a channel to the supervisor."""
+    end = socket.socket(fileno=int(arguments[0]))
+    try:
+        begin = receive_begin(end)
+    except EOFError:
+        return 1
+    settings = Settings.model_validate_json(begin.settings)
+    logs.configure(settings.log_level, worker=begin.number)
+    channel = Channel(end, begin)
+    Server(create_app(settings, channel), channel.announce).run(sockets=[_bind(begin)])
+    return 0
+
+
+def _bind(begin: Begin) -> socket.socket:
+    """A socket of its own at the address of all workers: the kernel deals connections out evenly among them."""
+    listener = socket.socket(socket.AddressFamily(begin.family))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(tuple(begin.address))
+    return listener
+
+
+class Channel:
+    """The Control of a worker. When the supervisor is no more, the process ends."""
+
+    def __init__(self, end: socket.socket, begin: Begin) -> None:
+        self._end, self._begin = end, begin
+        self._numbers = count()
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._refused: dict[int, ServiceError] = {}
+        self._commands: asyncio.Queue[Do] = asyncio.Queue()
+        self._may_listen = asyncio.Event()
+        self._is_serving = False
+
+    async def join(self, member: Member) -> None:
+        self._member = member
+        self._link: Link[ToWorker] = await link(self._end, ToWorker)
+        self._tasks = [asyncio.create_task(task) for task in (self._receive(), self._carry_out_commands())]
+        try:
+            await to_thread.run_sync(member.load, self._begin.inventory)
+        except Exception as error:
+            await self._link.send(Failed(f"{type(error).__name__}: {error}"))
+            await asyncio.Event().wait()  # the supervisor says why, and ends this process
+        await self._link.send(Loaded(member.inventory()))
+        await self._may_listen.wait()
+
+    async def announce(self, _: Sequence[socket.socket]) -> None:
+        """Tell the supervisor that requests are answered."""
+        self._is_serving = True
+        await self._link.send(Serving())
+
+    async def carry_out(self, command: Command) -> None:
+        at, answer = self._expect()
+        await self._link.send(Ask(at, command))
+        found: Answer = await answer
+        refused = self._refused.pop(at, None)
+        if refused and not found.done:
+            raise refused
+        if found.failed or not found.done:
+            raise ControlFailed(
+                f"{found.done} of {found.done + found.failed} workers made the change; those that did not are "
+                "replaced by others that have it, if any has: send it again, which does no harm"
+            )
+
+    async def metrics(self) -> list[Family]:
+        at, answer = self._expect()
+        await self._link.send(Gather(at))
+        found: Gathered = await answer
+        return found.families
+
+    def _expect(self) -> tuple[int, asyncio.Future[Any]]:
+        at = next(self._numbers)
+        self._asked[at] = asyncio.get_running_loop().create_future()
+        return at, self._asked[at]
+
+    async def _receive(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            match message:
+                case Listen():
+                    self._may_listen.set()
+                case Do():
+                    self._commands.put_nowait(message)
+                case Measure(at=at):
+                    await self._link.send(Measured(at, exposition.families(self._member.registry)))
+                case Answer(at=at) | Gathered(at=at):
+                    answer = self._asked.pop(at)
+                    if not answer.done():  # else its client has left
+                        answer.set_result(message)
+        if not self._is_serving:
+            os._exit(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # what was accepted is still answered
+
+    async def _carry_out_commands(self) -> None:
+        while True:
+            do = await self._commands.get()
+            failure = await self._failure(do)
+            await self._link.send(Done(do.at, failure, self._member.inventory()))
+
+    async def _failure(self, do: Do) -> str | None:
+        try:
+            await to_thread.run_sync(self._member.apply, do.command)
+        except ServiceError as error:
+            if do.asked is not None:
+                self._refused[do.asked] = error
+            return str(error)
+        except Exception as error:
+            log.exception("failed")
+            return type(error).__name__
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
