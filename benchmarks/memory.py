@@ -1,12 +1,13 @@
 """What a table of a gigabyte costs: memory with score, explain and rank loaded, in one process and in two.
 
     python -m benchmarks.memory                     # 1 GB of float32
-    python -m benchmarks.memory --gigabytes 2.5     # more than a 32-bit offset can say
+    python -m benchmarks.memory --gigabytes 2.5     # more than a signed 32-bit offset
     python -m benchmarks.memory --table int8
 
-A bundle of random rows (nfm, ten hashed fields, K = 64) is written to a temporary folder and deleted in the end. Every
-row of its table is read by every graph, so that all of it is resident. Anonymous memory is a process's own; mapped are
-the pages of weights.bin, which all processes share; one process is one worker of the service. Linux only.
+A bundle of random rows (nfm, ten hashed fields, K = 64) is written to a temporary folder and deleted in the end.
+Score and explain read every row of its table, the candidates' graph every row of the item's fields, so that all is
+resident. Anonymous memory is a process's own; mapped are the pages of weights.bin, which all processes share; one
+process is one worker of the service. Linux only.
 """
 
 import argparse
