@@ -85,11 +85,11 @@ class Front:
         return await to_thread.run_sync(act, limiter=self._turns)
 
     async def _predict(self, loaded: Runtime, raw: bytes, receive: Receive) -> bytes:
-        table, logits = loaded.decoder.predict(raw, limit=self._settings.max_rows)
-        if table.length > loaded.batcher.rows:
-            scored = await self._in_thread(lambda: loaded.score_tables([table]))
+        request, rows, logits = scorer.read(loaded, raw, self._settings)
+        if rows > loaded.batcher.rows:
+            scored = await self._in_thread(lambda: loaded.score_together([request]))
         else:
-            waiting = loaded.batcher.submit(table, rows=table.length, patience=self._settings.patience)
+            waiting = loaded.batcher.submit(request, rows=rows, patience=self._settings.patience)
             scored = await (waiting if loaded.batcher.inline else _unless_gone(waiting, receive))
         return scorer.answer(loaded, scored, logits=logits)
 

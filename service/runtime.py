@@ -60,7 +60,7 @@ class Runtime:
         seconds = _measured(predictor, clock)
         self.rows_per_run = best_rows(seconds)
         rows = max(1, int(self.rows_per_run * GRAPH_SECONDS / seconds[self.rows_per_run]))
-        self.batcher = Batcher(self.score_tables, rows=rows, seconds=seconds[min(seconds)], clock=clock)
+        self.batcher = Batcher(self.score_together, rows=rows, seconds=seconds[min(seconds)], clock=clock)
 
     @property
     def example(self) -> Instance:
@@ -94,9 +94,13 @@ class Runtime:
         unknown = self.count(rows)  # only now: a batch whose run fails is done again in halves
         return Scored(self.manifest.predictions(logits).tolist(), logits.tolist(), _named(unknown, self.schema.names))
 
-    def score_tables(self, tables: Sequence[Table]) -> Scored:
-        """The same for the rows of several requests. Raises InputError as `encode`."""
-        return self.score(self.encode(joined(tables)))
+    def score_together(self, requests: Sequence[Table | EncodedRows]) -> Scored:
+        """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
+        tables = [request for request in requests if isinstance(request, Table)]
+        if len(tables) == len(requests):
+            return self.score(self.encode(joined(tables)))
+        parts = [self.encode(request) if isinstance(request, Table) else request for request in requests]
+        return self.score(EncodedRows(*map(np.concatenate, zip(*parts, strict=True))))
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
