@@ -84,14 +84,21 @@ def submit(batcher: Batcher[Request], *requests: Request) -> Answers:
 def test_batching_is_the_identity(
     loaded: Runtime, sizes: list[int], seed: int, cap: int, seconds: float, refused: int
 ) -> None:
-    """Over any split and order, rows and columns, and whichever request has a value that is refused."""
+    """Over any split and order, encoded already or not, and whichever request has a value that is refused."""
     draw = random.Random(seed)
     tables = [_table(loaded, draw, size) for size in sizes]
     if refused < len(tables):
         columns = [["old"] * sizes[refused] if name == "age" else None for name in loaded.schema.names]
         tables[refused] = Table(columns, sizes[refused])
     batcher = Batcher(loaded.score_all, rows=cap, seconds=seconds, clock=lambda: 0.0)
-    answers = gathered(lambda: [batcher.submit(each, rows=each.length, patience=PATIENCE) for each in tables])
+    requests = [
+        loaded.encode(each) if at != refused and draw.random() < 0.2 else each for at, each in enumerate(tables)
+    ]
+    answers = gathered(
+        lambda: [
+            batcher.submit(request, rows=rows, patience=PATIENCE) for request, rows in zip(requests, sizes, strict=True)
+        ]
+    )
     for at, (table, answer) in enumerate(zip(tables, answers, strict=True)):
         if at == refused:
             assert isinstance(answer, InputError)
