@@ -306,9 +306,13 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path, name: str, content: 
     file = tmp_path / "epoch-0001" / name
     file.write_bytes(file.read_bytes()[:-1] if content is None else content)
     with pytest.raises(TrainingError, match=rf"{name}' is damaged \(.*\): start again with --restart"):
-        loaded = checkpoint.load(tmp_path)
-        assert loaded
-        loaded.read("model")
+        read_weights(tmp_path)
+
+
+def read_weights(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    assert loaded
+    loaded.read("model")
 
 
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
