@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bundle.store import sync, write_synced
+from training.errors import TrainingError
 
 Part = Literal["model", "average", "optimizer", "best"]
 STATE = "state.json"
@@ -42,7 +44,11 @@ class Checkpoint:
     progress: Progress
 
     def read(self, part: Part) -> Tensors:
-        return load_file(_file(self.folder, part))
+        """TrainingError where the file is damaged."""
+        try:
+            return load_file(_file(self.folder, part))
+        except SafetensorError as error:
+            raise _damaged(_file(self.folder, part), error) from None
 
     def restore(self, part: Part, tensors: Tensors) -> None:
         """Copy a part into tensors of the same names and shapes."""
@@ -62,7 +68,10 @@ def save(folder: Path, progress: Progress, parts: Mapping[Part, Tensors], *, jud
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     for part, tensors in parts.items():
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, _file(staged, part))
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, _file(staged, part))
+        except SafetensorError as error:  # a full disk, too
+            raise TrainingError(f"the checkpoint in {str(folder)!r} cannot be written: {error}") from None
         sync(_file(staged, part))
     if progress.best_epoch == progress.epoch:
         _link(_file(staged, judged), _file(staged, "best"))
@@ -80,11 +89,14 @@ def save(folder: Path, progress: Progress, parts: Mapping[Part, Tensors], *, jud
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder`, or None."""
+    """The newest checkpoint in `folder`, or None; TrainingError where it is damaged."""
     if not any(folder.glob("epoch-*")):
         return None
     newest = _newest(folder)
-    return Checkpoint(newest, Progress(**json.loads((newest / STATE).read_text())))
+    try:
+        return Checkpoint(newest, Progress(**json.loads((newest / STATE).read_text())))
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(newest / STATE, error) from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
@@ -101,6 +113,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
         position, what = name.split(".")
         state.setdefault(int(position), {})[what] = tensor
     optimizer.load_state_dict({**whole, "state": state})
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"the checkpoint {str(path)!r} is damaged ({error}): start again with --restart")
 
 
 def _file(folder: Path, part: Part) -> Path:

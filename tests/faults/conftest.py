@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 NURSERY = Path(__file__).with_name("nursery.py")
 EPOCHS = 3
+PATIENCE = 120  # seconds
 RECIPE = f"""\
 name = "m"
 task = "binary"
@@ -89,6 +91,7 @@ class Nursery:
 
     def read(self) -> str:
         assert self._process.stdout
+        assert select.select([self._process.stdout], [], [], PATIENCE)[0], "a training hangs"
         return self._process.stdout.readline().strip()
 
     def say(self, line: str) -> None:

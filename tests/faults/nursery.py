@@ -14,7 +14,10 @@ import signal
 import sys
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
+
+from tqdm import tqdm
 
 from bundle import session, store
 from training import checkpoint, export, graphs, learner, pipeline
@@ -79,6 +82,7 @@ def raise_one(order: dict[str, Any]) -> int:
 def grow(arguments: list[str]) -> None:
     """Do what the children will do, once; what it says is no answer."""
     graphs._export = remember
+    tqdm.set_lock(RLock())  # its own is shared by all children, and one that is killed may hold it
     session._onnxruntime = cache(session._onnxruntime)  # they look through all installed packages, every time
     pipeline.package_versions = export.package_versions = cache(export.package_versions)  # type: ignore[attr-defined]
     answers = os.dup(1)

@@ -338,5 +338,21 @@ def test_a_crash_between_the_files_of_a_checkpoint_leaves_the_older_one(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0002"]
 
 
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", None])
+def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path, name: str, content: bytes | None) -> None:
+    save(tmp_path, 1, best_epoch=1)
+    file = tmp_path / "epoch-0001" / name
+    file.write_bytes(file.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(TrainingError, match=rf"{name}' is damaged \(.*\): start again with --restart"):
+        read_weights(tmp_path)
+
+
+def read_weights(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    assert loaded
+    loaded.read("model")
+
+
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "absent") is None
