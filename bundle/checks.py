@@ -4,14 +4,14 @@ weights are numbers. Nothing here allocates what a file merely promises."""
 import hashlib
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final
 
 import numpy as np
 
-from bundle.manifest import Manifest
+from bundle.manifest import Graph, Manifest
 
 MANIFEST_BYTES: Final = 2**24
 GRAPH_BYTES: Final = 2**31  # a protobuf message is no longer
@@ -27,7 +27,8 @@ FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
 )
 GOLDEN_ROWS: Final = 256
 WORDS: Final = 2**24  # of weights looked at together: 64 MiB
-_EXPONENT: Final = np.uint32(0x7F800000)
+_EXPONENT: Final = 0x7F800000  # of a float32
+_HALF_EXPONENT: Final = 0x7C00  # of a float16
 _ZEROS: Final = "0" * 64
 
 
@@ -78,13 +79,27 @@ def _declared_bytes(member: IO[bytes]) -> tuple[int, int]:
     return math.prod(shape) * dtype.itemsize, member.tell()
 
 
-def refuse_weights(path: Path) -> None:
-    """ValueError where a weight is NaN or infinite: where any word of the file is, read as a float32."""
-    words = path.stat().st_size // 4
-    for first in range(0, words, WORDS):
+def refuse_weights(path: Path, graphs: Iterable[Graph]) -> None:
+    """ValueError where a weight is NaN or infinite: any word of the file, read as a float32, but for the tables of the
+    graphs that hold float16 (any half of a word) or int8 (every byte is a number)."""
+    compact = {table.offset: table for graph in graphs for table in graph.tables.values() if table.dtype != "float32"}
+    at = 0
+    for offset, table in sorted(compact.items()):
+        _refuse_words(path, at, offset, "<u4", _EXPONENT)
+        at = offset + table.length
+        if table.dtype == "float16":
+            _refuse_words(path, offset, at, "<u2", _HALF_EXPONENT)
+        at += -at % 4
+    _refuse_words(path, at, path.stat().st_size, "<u4", _EXPONENT)
+
+
+def _refuse_words(path: Path, start: int, end: int, dtype: str, exponent: int) -> None:
+    """ValueError where a word from `start` to `end`, in bytes, has all bits of the exponent."""
+    size = np.dtype(dtype).itemsize
+    for first in range(start, end - size + 1, WORDS * size):
         with path.open("rb") as file:
-            file.seek(4 * first)
-            part = np.fromfile(file, "<u4", count=WORDS)
-        bad = part & _EXPONENT == _EXPONENT
+            file.seek(first)
+            part = np.fromfile(file, dtype, count=min(WORDS, (end - first) // size))
+        bad = part & exponent == exponent
         if bad.any():
-            raise ValueError(f"the weight at byte {4 * (first + int(bad.argmax())):,} is not a finite number")
+            raise ValueError(f"the weight at byte {first + size * int(bad.argmax()):,} is not a finite number")

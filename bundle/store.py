@@ -127,7 +127,7 @@ def open_verified(path: Path, *, trusted_keys: frozenset[str] = frozenset()) -> 
         _verify_schema(manifest, schema)
     if WEIGHTS in manifest.files:
         with _blaming(path, WEIGHTS):
-            checks.refuse_weights(path / WEIGHTS)
+            checks.refuse_weights(path / WEIGHTS, manifest.graphs.values())
     with _blaming(path, VOCABULARY):
         checks.refuse_arrays(path / VOCABULARY)
         loaded = vocabulary.load(path / VOCABULARY)

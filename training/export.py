@@ -1,7 +1,7 @@
 """From a fitted model to a bundle: graphs, parity, golden rows, report, manifest. It knows no model by name."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +66,7 @@ def export(trained: Trained, root: Path) -> Path:
         ids = torch.from_numpy(np.concatenate([golden.ids, sample.ids]))
         compact = smaller.compact if smaller else {}
         graphs = write_graphs(model, folder, schema.fields, compact=compact, sample=ids)
-        _check_weights(folder / store.WEIGHTS)
+        _check_weights(folder / store.WEIGHTS, graphs.values())
         (folder / store.SCHEMA).write_text(trained.schema.model_dump_json(indent=1))
         positions = {trained.schema.names.index(name): values for name, values in trained.vocabularies.items()}
         vocabulary.save(folder / store.VOCABULARY, positions)
@@ -120,9 +120,9 @@ def _answers(sessions: dict[GraphName, Session], rows: EncodedRows) -> Arrays:
     return {**sessions["score"].run(rows), **sessions["explain"].run(rows)}
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path, graphs: Iterable[Graph]) -> None:
     try:
-        checks.refuse_weights(path)
+        checks.refuse_weights(path, graphs)
     except ValueError as error:
         raise ExportRefused(f"{error}: nothing was written") from None
 

@@ -14,7 +14,7 @@ import pytest
 
 import bundle
 from bundle import BundleInvalid, checks
-from bundle.manifest import Manifest
+from bundle.manifest import Graph, Manifest, Table
 
 Reseal = Callable[[], Path]
 FLIPS = 200
@@ -76,11 +76,29 @@ def test_weights_are_looked_at_to_the_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(checks, "WORDS", 100)
     words = np.zeros(1001, np.float32)
     words.tofile(tmp_path / "weights.bin")
-    checks.refuse_weights(tmp_path / "weights.bin")
+    checks.refuse_weights(tmp_path / "weights.bin", [])
     words[1000] = np.nan
     words.tofile(tmp_path / "weights.bin")
     with pytest.raises(ValueError, match="byte 4,000 "):
-        checks.refuse_weights(tmp_path / "weights.bin")
+        checks.refuse_weights(tmp_path / "weights.bin", [])
+
+
+def test_in_a_table_of_fewer_bits_only_its_own_numbers_count(tmp_path: Path) -> None:
+    whole = bytearray(np.zeros(64, np.float32).tobytes())
+    whole[64:70] = b"\xff" * 6  # int8, the end of which is no whole word
+    whole[128:136] = np.array([0x7BFF, 0, 0, 0], "<u2").tobytes()  # the largest float16 there is
+    tables = {
+        "eight": Table(file="weights.bin", dtype="int8", shape=(3, 2), offset=64),
+        "sixteen": Table(file="weights.bin", dtype="float16", shape=(2, 2), offset=128),
+    }
+    graph = Graph(file="score.onnx", inputs=("ids",), outputs=("logit",), tables=tables)
+    path = tmp_path / "weights.bin"
+    path.write_bytes(whole)
+    checks.refuse_weights(path, [graph, graph])
+    for at, content in ((60, b"\x00\x00\xc0\x7f"), (134, b"\x00\x7e"), (136, b"\x00\x00\x80\xff")):
+        path.write_bytes(whole[:at] + content + whole[at + len(content) :])
+        with pytest.raises(ValueError, match=rf"the weight at byte {at} is not a finite number"):
+            checks.refuse_weights(path, [graph])
 
 
 def header(shape: str) -> bytes:
