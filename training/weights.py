@@ -18,7 +18,8 @@ from bundle.store import WEIGHTS
 from training.compact import Compact, is_rows
 
 ALIGNMENT = 4096  # so that weights can be memory-mapped
-SHARED_BYTES = 1024  # smaller constants stay inside the graph
+SHARED_BYTES = 1024  # smaller constants stay inside the graph, unless the file has them anyway, for the state
+FEWER_BITS = (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.INT8)
 STATE = "state"  # metadata of the explain graph: where the weights file has each tensor of the model's state
 
 
@@ -44,7 +45,7 @@ class Weights:
         tables = {}
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < SHARED_BYTES:
+            if tensor is None or (tensor.nbytes < SHARED_BYTES and tensor.dtype not in FEWER_BITS):
                 continue
             array = np.asarray(tensor.numpy(), order="C")
             offset = self._offset(array)
