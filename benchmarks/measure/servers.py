@@ -21,7 +21,7 @@ SCRIPTS = ROOT / "benchmarks" / "servers"
 CORES = sorted(os.sched_getaffinity(0))
 FIRST, LAST = CORES[0], CORES[-1]  # the server's, and that of the load
 TICKS = os.sysconf("SC_CLK_TCK")
-MARK = "FACTORLENS_BENCHMARK_SERVER"  # whatever a server starts inherits it
+MARK = "BENCHMARK_SERVER"  # whatever a server starts inherits it; our workers inherit no setting of the service
 PATIENCE = 120.0  # seconds a server may take to answer its first request
 GRACE = 5.0  # seconds it may take to stop
 
