@@ -64,7 +64,7 @@ class Bars:
         return Bar(text, spreads[0] / spreads[1], limit, at_least=False)
 
     def scaling(self, text: str, limit: float, *, of: Key, over: Key) -> Bar:
-        """Requests per second of the clock of two workers over one, as if the load left both two whole processors."""
+        """Requests per second of the clock of two workers over one, as if both had two whole processors."""
         if why := self.missing(of, over):
             return Bar(text, None, limit, why=why)
         two, one = (self.figures.medians[key] for key in (of, over))

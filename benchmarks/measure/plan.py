@@ -167,7 +167,7 @@ def promises(bars: Bars, bare_us: float) -> list[Bar]:
         bars.above("one connection, CPU over the bare run of the graph", 150, of=(ALONE, OURS), floor_us=bare_us),
         *(bar for key in RANKED for bar in _of_ranking(bars, key)),
         bars.cost(f"{STORED_SET} of a stored set, CPU {idle}", 40, of=(STORED_SET, STORED), over=(ONE, NULL)),
-        bars.scaling("two workers over one, by the processors left to them", 1.7, of=(ONE, TWO), over=ours),
+        bars.scaling("two workers over one, by the processors left to each", 1.7, of=(ONE, TWO), over=ours),
     ]
 
 

@@ -58,6 +58,12 @@ def _cpu_seconds(process: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS
 
 
+def idle_seconds(cores: Sequence[int]) -> float:
+    """How long these cores have lain idle since the machine started, together."""
+    columns = {line.split()[0]: line.split()[4:6] for line in Path("/proc/stat").read_text().splitlines()}
+    return sum(sum(map(int, columns[f"cpu{core}"])) for core in cores) / TICKS
+
+
 @contextmanager
 def serving(
     name: str,

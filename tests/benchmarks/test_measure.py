@@ -1,6 +1,9 @@
 """The arithmetic of the benchmark of the service, its load against a real server, and its installer's words."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,6 @@ import pytest
 from benchmarks import growth
 from benchmarks.measure import environments, load, plan, report, requests
 from benchmarks.measure.bars import Bar, Bars
-from benchmarks.measure.bundles import write
 from benchmarks.measure.environments import NotInstalled
 from benchmarks.measure.load import Broken
 from benchmarks.measure.rounds import Figures, Round, by_turns, median, timed
@@ -176,6 +178,18 @@ def test_the_load_and_the_time_of_a_server() -> None:
     assert not server.processes()
 
 
+def test_what_others_take_of_a_core_is_not_left_to_the_server() -> None:
+    with serving("null", [str(SCRIPTS / "null.py"), "{port}"], ONE) as server:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            os.sched_setaffinity(busy.pid, server.cores)
+            beside = timed(server, lambda: load.opened(server.port, ONE, rate=20, connections=1, seconds=0.5)).left
+        finally:
+            busy.kill()
+            busy.wait()
+    assert beside < 0.5
+
+
 @pytest.mark.parametrize("program", ["wrk", "none of this name"])
 def test_what_is_refused_or_late_breaks_a_case(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "WRK", program)
@@ -187,13 +201,13 @@ def test_what_is_refused_or_late_breaks_a_case(program: str, monkeypatch: pytest
             load.closed(server.port, ONE, connections=1, seconds=1)
 
 
-def test_workers_that_the_service_starts_count_and_end_with_it(tmp_path: Path) -> None:
-    write(tmp_path, "fm", key="fm", fields=2, values=3, embedding_dim=2)
-    ask = requests.instances("/v1/models/fm:predict", requests.draw(1, fields=2, values=3))
-    service = ["-m", "service", "--bundles", str(tmp_path), "--port", "{port}", "--provider", "cpu", "--workers", "2"]
-    with serving("two workers", service, ask, cores=CORES) as server:
+def test_workers_that_the_service_starts_count_and_end_with_it(bundles: Path) -> None:
+    request = requests.instances("/v1/models/tiny-lr:predict", [{"user": "u1"}])
+    service = ["-m", "service", "--bundles", str(bundles), "--port", "{port}", "--provider", "cpu", "--workers", "2"]
+    with serving("two workers", service, request, cores=CORES) as server:
         assert len(server.processes()) == 3
-        assert timed(server, lambda: load.closed(server.port, ask, connections=4, seconds=0.5)).cpu_us > 5
+        found = timed(server, lambda: load.closed(server.port, request, connections=4, seconds=0.5))
+        assert 5 < found.cpu_us < 1e6
     assert not server.processes()
 
 
