@@ -1,6 +1,6 @@
 """Processor time of a request: our service, FastAPI as its manual has it, five other servers, and one that idles.
 
-    python -m benchmarks.serving --write docs/performance.md         # about 12 minutes, after the first time's installs
+    python -m benchmarks.serving --write docs/performance.md         # about 8 minutes, after the first time's installs
     python -m benchmarks.serving --rounds 1 --seconds 1 --no-peers   # a look
 
 Every server gets the same raw strings as JSON and calls our encoder and the same score graph. Each has the first core,
@@ -33,7 +33,7 @@ NOT_MEASURED = "Triton itself with its onnxruntime backend, which comes as a con
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of each case, after one that warms (default: 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round of a case (default: 2)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a round; wrk takes whole ones (default: 1)")
     parser.add_argument("--environments", type=Path, default=environments.cache(), help="where peers are installed")
     parser.add_argument("--no-peers", action="store_true", help="our service, FastAPI and null only")
     parser.add_argument("--json", type=Path, help="a file for every round of every case")
@@ -74,7 +74,7 @@ def _open_loop(cases: list[Case], figures: Figures, options: argparse.Namespace,
     def one(case: Case) -> Round:
         rate = figures.medians[ONE, case.name].per_second / 2
         ask = partial(load.opened, case.server.port, case.request, rate=rate, connections=case.connections)
-        return rounds.timed(case.server, lambda: ask(seconds=options.seconds, seed=1))
+        return rounds.timed(case.server, lambda: ask(seconds=options.seconds))
 
     works = {(HALF, case.name): partial(one, case) for case in cases if case.table == ONE and case.name in (OURS, NULL)}
     return rounds.by_turns(works, rounds=options.rounds, absent=absent)

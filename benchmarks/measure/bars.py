@@ -64,12 +64,17 @@ class Bars:
         return Bar(text, spreads[0] / spreads[1], limit, at_least=False)
 
     def scaling(self, text: str, limit: float, *, of: Key, over: Key) -> Bar:
-        """Requests per second of the clock of two workers over one, as if the load left both two whole processors."""
+        """Requests per second of the clock of two workers over one, as if both had two whole processors."""
         if why := self.missing(of, over):
             return Bar(text, None, limit, why=why)
         two, one = (self.figures.medians[key] for key in (of, over))
         ratio = 2 * (two.per_second / two.left) / (one.per_second / one.left)
         return Bar(f"{text} ({two.left:.2f} and {one.left:.2f})", ratio, limit)
+
+    def quickest(self, *keys: Key) -> Key:
+        """The one whose request costs least CPU, of those that were measured; the first where none was."""
+        there = [key for key in keys if not self.missing(key)]
+        return min(there, key=lambda key: self.figures.medians[key].cpu_us) if there else keys[0]
 
     def missing(self, *keys: Key) -> str:
         """Why one of these is not among the figures; empty where all are."""

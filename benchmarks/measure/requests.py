@@ -30,13 +30,6 @@ class Request:
             "Inference-Header-Content-Length": str(self.json_bytes),
         }
 
-    @property
-    def raw(self) -> bytes:
-        """The whole request as it goes over the connection."""
-        named = {"Host": "localhost", **self.headers, "Content-Length": str(len(self.body))}
-        head = "".join(f"{name}: {text}\r\n" for name, text in named.items())
-        return f"{self.method} {self.path} HTTP/1.1\r\n{head}\r\n".encode() + self.body
-
 
 def draw(count: int, *, fields: int = FIELDS, values: int = VALUES) -> list[Row]:
     """Rows of known values, the same for the same arguments."""

@@ -1,8 +1,8 @@
 """What is measured: cases that take turns, and the medians over their rounds."""
 
-import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from benchmarks.measure import load
 from benchmarks.measure.load import Broken, Load
 from benchmarks.measure.requests import Request
-from benchmarks.measure.servers import LAST, Server
+from benchmarks.measure.servers import Server, idle_seconds
 
 
 class Round(NamedTuple):
@@ -21,7 +21,7 @@ class Round(NamedTuple):
     cpu_us: float  # of the server, all processes, an answer
     p50_ms: float
     p99_ms: float
-    left: float  # processors that the load left to the server
+    left: float  # processors that the load and all others left to the server: what it took and what lay idle
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,8 @@ def by_turns(works: Mapping[Key, Callable[[], Round]], *, rounds: int, absent: d
 
 def timed(server: Server, run: Callable[[], Load]) -> Round:
     """The load of `run`, and the processor time that the server took meanwhile."""
-    cpu, own = server.cpu_seconds(), _own_seconds()
+    started, cpu, idle = time.monotonic(), server.cpu_seconds(), idle_seconds(server.cores)
     got = run()
-    cpu, own = server.cpu_seconds() - cpu, _own_seconds() - own
-    share = own / got.seconds if LAST in server.cores else 0.0
-    return Round(
-        got.answers / got.seconds, cpu / got.answers * 1e6, got.p50 * 1e3, got.p99 * 1e3, len(server.cores) - share
-    )
-
-
-def _own_seconds() -> float:
-    return sum(os.times()[:4])
+    cpu, idle = server.cpu_seconds() - cpu, idle_seconds(server.cores) - idle
+    left = (cpu + idle) / (time.monotonic() - started)
+    return Round(got.answers / got.seconds, cpu / got.answers * 1e6, got.p50 * 1e3, got.p99 * 1e3, left)

@@ -21,7 +21,7 @@ SCRIPTS = ROOT / "benchmarks" / "servers"
 CORES = sorted(os.sched_getaffinity(0))
 FIRST, LAST = CORES[0], CORES[-1]  # the server's, and that of the load
 TICKS = os.sysconf("SC_CLK_TCK")
-MARK = "FACTORLENS_BENCHMARK_SERVER"  # whatever a server starts inherits it
+MARK = "BENCHMARK_SERVER"  # whatever a server starts inherits it; our workers inherit no setting of the service
 PATIENCE = 120.0  # seconds a server may take to answer its first request
 GRACE = 5.0  # seconds it may take to stop
 
@@ -56,6 +56,12 @@ def _cpu_seconds(process: int) -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / TICKS
+
+
+def idle_seconds(cores: Sequence[int]) -> float:
+    """How long these cores have lain idle since the machine started, together."""
+    columns = {line.split()[0]: line.split()[4:6] for line in Path("/proc/stat").read_text().splitlines()}
+    return sum(sum(map(int, columns[f"cpu{core}"])) for core in cores) / TICKS
 
 
 @contextmanager
