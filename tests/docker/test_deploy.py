@@ -78,6 +78,12 @@ def test_pods_are_given_the_time_to_end() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.lame_duck
 
 
+def test_containers_of_compose_are_given_the_time_to_end() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    given = {name: int(services[name]["stop_grace_period"].removesuffix("s")) for name in ("service", "service-gpu")}
+    assert min(given.values()) > Settings().lame_duck + END_SECONDS
+
+
 def test_pods_are_confined() -> None:
     image = (ROOT / "docker/service.Dockerfile").read_text()
     user = POD["securityContext"]
