@@ -54,9 +54,11 @@ class Crowd:
                 self.failures.append(repr(error))
             if number == 3:
                 connection.close()
+        connection.close()
 
     def _look(self) -> None:
-        while time.monotonic() < self.ends and not self.failures:
+        """The first time that the service is not ready counts: later, it is stopping for good."""
+        while self.ends == float("inf") and not self.failures:
             connection = http.client.HTTPConnection(self._address, timeout=10)
             try:
                 connection.request("GET", "/readyz")
