@@ -30,11 +30,9 @@ def main(arguments: Sequence[str]) -> int:
         log.warning("unknown variable", extra={"facts": {"reason": sentence}})
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
-    server = Server(create_app(chosen), announce)
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        return 0
+    app = create_app(chosen)
+    server = Server(app, announce, app.leave, lame_duck=chosen.lame_duck)
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 

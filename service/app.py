@@ -1,6 +1,6 @@
 """The composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -26,6 +26,7 @@ class Service(FastAPI):
     """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
 
     verbs: ASGIApp
+    leave: Callable[[], None]  # to be ready no more
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -72,6 +73,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.leave = catalog.leave
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

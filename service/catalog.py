@@ -62,6 +62,7 @@ class Catalog:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
         self._change = Lock()
+        self._is_leaving = False
 
     def load(self, inventory: Inventory | None = None) -> None:
         """Load the newest good versions of every model, or else exactly what serves in an inventory.
@@ -95,6 +96,11 @@ class Catalog:
         if newest in model.rejected:
             raise NotReady(f"version {newest} of {model.name} was refused: {model.rejected[newest]}")
 
+    def leave(self) -> None:
+        """Be ready no more, but go on serving: the process is about to end."""
+        self._is_leaving = True
+        self._metrics.ready.set(0)
+
     def unknown(self) -> list[str]:
         """The names of models that came into the folder after the last load, and were not loaded."""
         return [name for name in _names(self._settings.bundles) if name not in self.models]
@@ -127,6 +133,8 @@ class Catalog:
     @property
     def missing(self) -> str:
         """Why the service is not ready; empty where every model has a version that serves."""
+        if self._is_leaving:
+            return "the service is stopping"
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from signal import Signals
 from typing import Any, TypeVar
 
 from service import channel
@@ -120,10 +121,14 @@ class Child:
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    async def end(self, *, seconds: float) -> None:
-        """Let it answer what it has accepted, for so long at most, and end."""
+    def signal(self, number: Signals) -> None:
+        """SIGTERM or SIGINT: end, as `service.server.Server` understands them."""
         with suppress(ProcessLookupError):
-            self._process.terminate()
+            self._process.send_signal(number)
+
+    async def end(self, by: Signals, *, seconds: float) -> None:
+        """Let it answer what it has accepted, for so long at most, and end."""
+        self.signal(by)
         try:
             await asyncio.wait_for(self._process.wait(), seconds)
         except TimeoutError:

@@ -2,12 +2,18 @@
 
 import gc
 import logging
+import math
+import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from types import FrameType
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
+CLOSE: Final = (b"connection", b"close")
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, or they would meet a closed one
 DRAIN_SECONDS = 30  # without a limit one half-sent body would keep the process for ever
 
@@ -15,9 +21,21 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Answers with `app`; `announce` is called once it does."""
+    """Answers with `app`; `announce` is called once it does.
 
-    def __init__(self, app: ASGIApp, announce: Callable[[Sequence[socket.socket]], Awaitable[None]]) -> None:
+    SIGTERM makes it a lame duck: `leave` is called, and for `lame_duck` seconds it goes on answering, new connections,
+    too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
+    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        announce: Callable[[Sequence[socket.socket]], Awaitable[None]],
+        leave: Callable[[], None],
+        *,
+        lame_duck: float,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -31,7 +49,9 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
-        self._announce = announce
+        self._announce, self._leave, self._lame_duck = announce, leave, lame_duck
+        self._is_leaving = False
+        self._ends = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -39,9 +59,30 @@ class Server(uvicorn.Server):
         gc.freeze()  # the models stay: no later collection has to walk through them
         await self._announce(sockets or [])
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self.started and self._lame_duck:
+            self._is_leaving = True  # again, where all processes of a unit get the signal and then the parent's, too
+            return
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._is_leaving and math.isinf(self._ends):
+            self._become_lame_duck()
+        return await super().on_tick(counter) or time.monotonic() >= self._ends
+
+    def _become_lame_duck(self) -> None:
+        self._ends = time.monotonic() + self._lame_duck
+        self._leave()
+        # uvicorn puts the latter, made anew every second from the former, before the headers of every answer, and
+        # closes a connection after an answer that says so.
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers.append(CLOSE)
+        log.info("leaving", extra={"facts": {"seconds": self._lame_duck}})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        log.info("stopped")  # here and not after run(), which ends the process by the signal that stopped it
+        log.info("stopped")
 
 
 async def announce(listeners: Sequence[socket.socket]) -> None:

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
     patience: float = Field(
         default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
     )
+    lame_duck: float = Field(
+        default=3.0,
+        ge=0,
+        le=3600,
+        description="seconds that go on being served after SIGTERM, while /readyz is a 503 and every answer closes its "
+        "connection, so that clients can leave; 0 stops at once",
+    )
     top_k: int = Field(default=10, ge=1, description="pairs an explanation and candidates a ranking shows")
     max_candidate_sets: int = Field(default=100, ge=0, description="candidate sets that may be kept, of all models")
     max_candidate_set_bytes: int = Field(

@@ -9,12 +9,12 @@ What a new worker has to know is in `_present`, the commands that lead to today'
 
 import asyncio
 import logging
-import signal
 import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from signal import Signals
 from typing import Final
 
 from pydantic import SecretStr
@@ -57,13 +57,14 @@ class Supervisor:
         self._one_by_one = asyncio.Lock()
         self._departed: list[Family] = []  # what those that ended had counted
         self._stop = asyncio.Event()
+        self._by = Signals.SIGINT  # how the workers are to end
         self._failure: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self._stop.set)
+        for number in (Signals.SIGTERM, Signals.SIGINT):
+            loop.add_signal_handler(number, self._end_by, number)
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -159,12 +160,21 @@ class Supervisor:
         self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
         return code
 
+    def _end_by(self, number: Signals) -> None:
+        """SIGTERM lets the workers be lame ducks; a SIGINT after it cuts that short, as in a single process."""
+        self._by = number
+        if self._stop.is_set():
+            for child in self._members.values():
+                child.signal(number)
+        self._stop.set()
+
     async def _end(self) -> None:
         """Let all answer what they have accepted; one that does not serve yet has nothing to answer."""
         self._address.close()
         for child in self._children.difference(self._members.values()):
             child.kill()
-        await asyncio.gather(*(child.end(seconds=END_SECONDS) for child in self._children))
+        seconds = END_SECONDS + self._settings.lame_duck
+        await asyncio.gather(*(child.end(self._by, seconds=seconds) for child in self._children))
 
     def _asked(self, child: Child, message: Ask | Gather) -> None:
         self._run(self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message))
@@ -194,7 +204,7 @@ class Supervisor:
                 self._inventory = children[answers.index(None)].inventory
             for child, failure in failed if done else ():
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
-                self._run(child.end(seconds=END_SECONDS))
+                self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
         await asker.send(Answer(ask.at, done, len(failed)))
 
     async def _gather(self, asker: Child, gather: Gather) -> None:

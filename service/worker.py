@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     settings = Settings.model_validate_json(begin.settings)
     logs.configure(settings.log_level, worker=begin.number)
     channel = Channel(end, begin)
-    Server(create_app(settings, channel), channel.announce).run(sockets=[_bind(begin)])
+    app = create_app(settings, channel)
+    Server(app, channel.announce, app.leave, lame_duck=settings.lame_duck).run(sockets=[_bind(begin)])
     return 0
 
 
@@ -132,7 +133,7 @@ class Channel:
                         answer.set_result(message)
         if not self._is_serving:
             os._exit(1)
-        os.kill(os.getpid(), signal.SIGTERM)  # what was accepted is still answered
+        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered
 
     async def _carry_out_commands(self) -> None:
         while True:

@@ -21,6 +21,7 @@ LOOK_SECONDS: Final = 0.05
 def serving(bundles: str | None) -> Iterator[Address]:
     """`python -m service` over a folder of bundles, or over that of the settings. Raises BenchRefused."""
     command = [sys.executable, "-m", "service", "--host", "127.0.0.1", "--port", "0", "--log-level", "info"]
+    command += ["--lame-duck", "0"]
     command += [] if bundles is None else ["--bundles", bundles]
     with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stderr=said) as process:
         try:

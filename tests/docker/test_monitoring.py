@@ -35,9 +35,13 @@ def dashboard_expressions() -> list[str]:
     return [target["expr"] for target in targets()] + variables
 
 
-def alert_expressions() -> list[str]:
-    groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
-    return [rule["expr"] for group in groups for rule in group["rules"]]
+def rules(file: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / file).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def rule_expressions() -> list[str]:
+    return [rule["expr"] for file in ("records.yml", "alerts.yml") for rule in rules(file)]
 
 
 def legends() -> list[str]:
@@ -50,21 +54,39 @@ def stored_series() -> set[str]:
     return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
 
 
+def series(expression: str) -> set[str]:
+    """The metrics of the service and the records that an expression names."""
+    return set(re.findall(r"\b(?:factorlens|process)[_:][\w:]+", expression))
+
+
 def promtool(*arguments: str, cwd: Path = PROMETHEUS) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("expression", [*alert_expressions(), *dashboard_expressions()])
+@pytest.mark.parametrize("expression", [*rule_expressions(), *dashboard_expressions()])
 def test_every_metric_exists(expression: str) -> None:
-    used = set(re.findall(r"\bfactorlens_\w+", expression))
+    used = series(expression)
     assert used or expression.startswith("up{")
-    assert used <= stored_series()
+    assert used <= stored_series() | {rule["record"] for rule in rules("records.yml")}
+
+
+def test_a_metric_that_does_not_exist_is_seen() -> None:
+    expression = "rate(factorlens_row_total[5m]) / process_cpu_second_total > factorlens:error:ratio_rate5m"
+    assert series(expression) == {"factorlens_row_total", "process_cpu_second_total", "factorlens:error:ratio_rate5m"}
+    assert not series(expression) & (stored_series() | {rule["record"] for rule in rules("records.yml")})
+
+
+def test_every_own_metric_is_shown() -> None:
+    shown = set().union(*map(series, dashboard_expressions()))
+    families = [family for family in metrics.Metrics().registry.collect() if family.name.startswith("factorlens_")]
+    hidden = {family.name for family in families if not any(name.startswith(family.name) for name in shown)}
+    assert hidden == set()
 
 
 def test_every_label_exists() -> None:
     own = {label for metric in vars(metrics.Metrics()).values() for label in getattr(metric, "_labelnames", ())}
-    text = "\n".join([*alert_expressions(), *dashboard_expressions(), *legends()])
+    text = "\n".join([*rule_expressions(), *dashboard_expressions(), *legends()])
     listed = {label for group in re.findall(r"\b(?:by|on) \(([^)]+)\)", text) for label in group.split(", ")}
     matched = set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", text))
     shown = set(re.findall(r"\{\{(\w+)\}\}", text))
@@ -75,7 +97,7 @@ def test_every_label_exists() -> None:
 @needs_promtool
 def test_prometheus_accepts_its_configuration_and_rules() -> None:
     promtool("check", "config", "prometheus.yml")
-    promtool("check", "rules", "alerts.yml")
+    promtool("check", "rules", "records.yml", "alerts.yml")
 
 
 @needs_promtool
@@ -83,17 +105,25 @@ def test_alerts_fire_when_they_must_and_only_then() -> None:
     promtool("test", "rules", "alerts_test.yml")
 
 
-def test_every_alert_is_tested() -> None:
-    alerts = set(re.findall(r"alert: (\w+)", (PROMETHEUS / "alerts.yml").read_text()))
+def test_every_alert_is_tested_and_in_the_runbook() -> None:
+    alerts = {rule["alert"] for rule in rules("alerts.yml")}
     tested = (PROMETHEUS / "alerts_test.yml").read_text()
     assert alerts == set(re.findall(r"Factorlens\w+", tested))
+    runbook = (ROOT / "docs/operations.md").read_text()
+    assert alerts == set(re.findall(r"^### (Factorlens\w+)$", runbook, re.MULTILINE))
+
+
+def test_every_record_is_used_or_tested() -> None:
+    tested = (PROMETHEUS / "alerts_test.yml").read_text()
+    used = "\n".join([*rule_expressions(), tested])
+    assert all(rule["record"] in used for rule in rules("records.yml"))
 
 
 @needs_promtool
 def test_dashboard_expressions_are_promql(tmp_path: Path) -> None:
     filled = [target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*") for target in targets()]
-    rules = [{"record": f"panel:{at}", "expr": expression} for at, expression in enumerate(filled)]
-    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    panels = [{"record": f"panel:{at}", "expr": expression} for at, expression in enumerate(filled)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": panels}]}))
     promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,14 +18,16 @@ from service.errors import Problem
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, code: int, started: Started) -> None:
-    with started("--bundles", str(bundles)) as (process, url):
+@pytest.mark.parametrize(("sent", "lame_duck"), [(signal.SIGINT, "3"), (signal.SIGTERM, "0")])
+def test_it_starts_answers_and_ends(bundles: Path, sent: signal.Signals, lame_duck: str, started: Started) -> None:
+    with started("--bundles", str(bundles), "--lame-duck", lame_duck) as (process, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         answer = httpx.post(f"{url}/v1/models/tiny-fm:predict", json={"instances": [{}]})
         assert len(answer.json()["predictions"]) == 1
         process.send_signal(sent)
-        assert process.wait(timeout=10) == code
+        sent_at = time.monotonic()
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - sent_at < 2
         assert process.stderr
         assert [json.loads(line)["event"] for line in process.stderr] == ["stopped"]
 

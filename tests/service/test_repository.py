@@ -73,6 +73,17 @@ def test_a_reload_opens_anew_what_serves(catalog: Catalog) -> None:
     assert catalog.find("tiny-fm").version(None) is not first
 
 
+def test_a_version_that_was_moved_away_is_rolled_back(catalog: Catalog, publish: Publish, tmp_path: Path) -> None:
+    first = catalog.find("tiny-fm").version(None)
+    newest = publish(2)
+    load(catalog)
+    assert catalog.find("tiny-fm").version(None) is not first
+    newest.rename(tmp_path / "taken-back")
+    load(catalog)
+    assert catalog.find("tiny-fm").version(None) is first
+    assert list(catalog.find("tiny-fm").serving) == ["1"]
+
+
 def test_a_version_that_was_replaced_is_opened_anew(catalog: Catalog, tmp_path: Path) -> None:
     first = catalog.find("tiny-fm").version("1")
     manifest = tmp_path / "tiny-fm" / "1" / "manifest.json"

@@ -156,7 +156,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_what_was_accepted_is_answered_at_the_end(folder: Path, started: Started) -> None:
-    with started("--bundles", str(folder), "--workers", "2") as (process, url):
+    with started("--bundles", str(folder), "--workers", "2", "--lame-duck", "0") as (process, url):
         children = workers(process.pid)
 
         def body() -> Iterator[bytes]:
@@ -188,6 +188,7 @@ def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
     monkeypatch.setattr(PutSet, "seconds", 2.0)
     monkeypatch.setattr(supervisor, "END_SECONDS", 1.0)
     flags = ["--bundles", str(folder), "--port", "0", "--provider", "cpu", "--workers", "2", "--admin", "true"]
+    flags += ["--lame-duck", "0"]
     chosen = settings.load(flags)
     address = __main__._bind(chosen)
     url = "http://{}:{}".format(*address.getsockname())

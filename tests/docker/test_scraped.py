@@ -1,0 +1,88 @@
+"""A real Prometheus scrapes a real service, with the rules that are shipped."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+PROMETHEUS = Path(__file__).parents[2] / "docker/prometheus"
+Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"
+)
+
+
+def configuration(target: str) -> dict[str, Any]:
+    """The shipped one, quicker, and with the one target."""
+    found: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    job = next(job for job in found["scrape_configs"] if job["job_name"] == "factorlens")
+    del job["dns_sd_configs"], job["relabel_configs"]
+    return {
+        "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+        "rule_files": [str(PROMETHEUS / file) for file in found["rule_files"]],
+        "scrape_configs": [job | {"static_configs": [{"targets": [target]}]}],
+    }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def asked(url: str, expression: str) -> list[dict[str, Any]]:
+    response = httpx.get(f"{url}/api/v1/query", params={"query": expression})
+    found: list[dict[str, Any]] = response.json()["data"]["result"]
+    return found
+
+
+def eventually(url: str, expression: str, *, seconds: float = 20) -> list[dict[str, Any]]:
+    """What an expression gives, once it gives anything."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if found := asked(url, expression):
+                return found
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(expression)
+
+
+@needs_prometheus
+def test_prometheus_sees_the_service(bundles: Path, tmp_path: Path, started: Started) -> None:
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles/tiny-fm").symlink_to(bundles / "tiny-fm")
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
+    command.append(f"--web.listen-address={url.removeprefix('http://')}")
+    with started("--bundles", str(tmp_path / "bundles"), "--workers", "2") as (_, service):
+        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration(service.removeprefix("http://"))))
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as prometheus, httpx.Client() as client:
+            try:
+                eventually(url, 'up{job="factorlens"} == 1')
+                for _ in range(60):
+                    client.post(f"{service}/v1/models/tiny-fm:predict", json={"instances": [{}]}).raise_for_status()
+                    client.post(f"{service}/v1/models/tiny-fm:explain", json={"instances": [{}]}).raise_for_status()
+                    time.sleep(0.05)
+                asked_for = "factorlens:requests:rate5m > 0"
+                assert {each["metric"]["endpoint"] for each in eventually(url, asked_for)} == {"predict", "explain"}
+                (busy,) = eventually(url, "factorlens:busy_cores:per_worker_rate5m > 0")
+                assert float(busy["value"][1]) < 2
+                (errors,) = eventually(url, "factorlens:errors:ratio_rate5m == 0")
+                assert errors["metric"] == {"__name__": "factorlens:errors:ratio_rate5m", "model": "tiny-fm"}
+                assert float(asked(url, "factorlens_workers")[0]["value"][1]) == 2
+                assert asked(url, 'ALERTS{alertstate="firing"}') == []
+                rules = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"]
+                assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
+            finally:
+                prometheus.terminate()
