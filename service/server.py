@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, or they would meet a closed one
 DRAIN_SECONDS = 30  # without a limit one half-sent body would keep the process for ever
+YOUNG_OBJECTS = 10_000  # before a collection looks at them: those of answers under way are thousands, and no garbage
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # the models stay: no later collection has to walk through them
+        gc.set_threshold(YOUNG_OBJECTS)
         await self._announce(sockets or [])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
