@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.transport import Protocol
+
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, or they would meet a closed one
 DRAIN_SECONDS = 30  # without a limit one half-sent body would keep the process for ever
 YOUNG_OBJECTS = 10_000  # before a collection looks at them: those of answers under way are thousands, and no garbage
@@ -28,6 +30,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 lifespan="on",
                 ws="none",
+                http=Protocol,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
