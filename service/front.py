@@ -35,7 +35,7 @@ T = TypeVar("T")
 ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
-INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
 Act = Callable[[Runtime, bytes, Settings], bytes]
 
@@ -53,7 +53,7 @@ def is_verb(scope: Scope) -> bool:
         return False
     found = ADDRESS.fullmatch(scope["path"]) or INFER.fullmatch(scope["path"])
     if found:
-        scope["path_params"] = {"verb": "infer", **found.groupdict()}
+        scope["path_params"] = found.groupdict()
     return found is not None
 
 

@@ -11,6 +11,7 @@ from service.runtime import Request, Runtime
 from service.settings import Settings
 
 JOINED_ROWS: Final = 8  # a request up to this long is encoded with others; a longer one while it is in the cache
+ENCODER: Final = msgspec.json.Encoder()
 
 
 def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[Request, bool]:
@@ -27,4 +28,4 @@ def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:
         said["logits"] = scored.logits
     unknown = enumerate(scored.unknown) if any(scored.unknown) else ()
     said["unknown"] = [{"instance": at, "fields": fields} for at, fields in unknown if fields]
-    return Reply(msgspec.json.encode(said))
+    return Reply(ENCODER.encode(said))
