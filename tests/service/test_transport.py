@@ -62,6 +62,15 @@ def test_head_and_body_are_one_write() -> None:
     assert found == [HEAD + b"content-length: 2\r\n\r\n{}"]
 
 
+def test_a_long_body_is_not_copied() -> None:
+    content = b"x" * 100_000
+    head = HEAD + b"content-length: 100000\r\n\r\n"
+    assert written(b"GET / HTTP/1.1\r\n\r\n", start(200, (b"content-length", b"100000")), body(content)) == [
+        head,
+        content,
+    ]
+
+
 @pytest.mark.parametrize("head", [b"HEAD / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
 def test_a_head_without_a_body_is_written(head: bytes) -> None:
     assert written(head, start(200, (b"content-length", b"0")), body(b"")) == [HEAD + b"content-length: 0\r\n\r\n"]
