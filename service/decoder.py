@@ -45,8 +45,26 @@ class Table(NamedTuple):
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def joined(tables: Sequence[Table]) -> Table:
-    """The rows of all tables in one."""
+class Rows(NamedTuple):
+    """Raw values of rows one by one: of each its values, in schema order. They are cheaper to join than tables."""
+
+    values: Sequence[tuple[Any, ...]]
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
+
+    @property
+    def table(self) -> Table:
+        return Table(list(zip(*self.values, strict=True)), self.length)
+
+
+def joined(requests: Sequence[Table | Rows]) -> Table:
+    """The rows of all requests in one table."""
+    rows = [request.values for request in requests if isinstance(request, Rows)]
+    if len(rows) == len(requests):
+        return Rows([*chain.from_iterable(rows)]).table
+    tables = [request.table if isinstance(request, Rows) else request for request in requests]
     if len(tables) == 1:
         return tables[0]
     filled = [[(None,) * each.length if column is None else column for column in each.columns] for each in tables]
@@ -55,7 +73,7 @@ def joined(tables: Sequence[Table]) -> Table:
 
 
 class PredictAsked(NamedTuple):
-    table: Table
+    rows: Table | Rows
     logits: bool
 
 
@@ -86,11 +104,11 @@ class Decoder:
 
     def predict(self, raw: bytes, *, limit: int) -> PredictAsked:
         body = self._read(PredictRequest, raw)
-        return PredictAsked(self._batch(body, limit), body.logits)
+        return PredictAsked(self._rows(body, limit), body.logits)
 
     def explain(self, raw: bytes, *, limit: int) -> ExplainAsked:
         body = self._read(ExplainRequest, raw)
-        return ExplainAsked(self._batch(body, limit), body.top_k)
+        return ExplainAsked(joined([self._rows(body, limit)]), body.top_k)
 
     def rank(self, raw: bytes, *, limit: int) -> RankAsked:
         body = self._read(RankRequest, raw)
@@ -123,11 +141,11 @@ class Decoder:
         check_count(len(body.candidates), limit=limit, key="candidates")
         return self._present(body.candidates)
 
-    def _batch(self, body: Any, limit: int) -> Table:
+    def _rows(self, body: Any, limit: int) -> Table | Rows:
         if body.instances is None:
             return self._columns(body.columns, limit)
         check_count(len(body.instances), limit=limit, key="instances")
-        return Table(list(zip(*self._tuples(body.instances, absent=None), strict=True)), len(body.instances))
+        return Rows([*self._tuples(body.instances, absent=None)])
 
     def _columns(self, columns: Struct | Columns, limit: int) -> Table:
         in_order = list(astuple(columns)) if isinstance(columns, Struct) else self._encoder.in_order(columns)

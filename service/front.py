@@ -16,19 +16,18 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from bundle import EncodedRows, InputError
+from bundle import InputError
 from service import body, errors, infer, scorer
 from service.batcher import Scored
 from service.body import Announced
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.decoder import Table
 from service.errors import BodyUnsupported, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.ranker import rank
 from service.recorder import Record
-from service.runtime import Runtime, Verb, count_of
+from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ T = TypeVar("T")
 ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
-INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
+INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
 Act = Callable[[Runtime, bytes, Settings], bytes]
 
@@ -44,7 +43,7 @@ Act = Callable[[Runtime, bytes, Settings], bytes]
 class Form(NamedTuple):
     """A way to ask for scores: a body to rows and what is asked of them, and their scores to the answer."""
 
-    read: Callable[[Runtime, bytes, Settings], tuple[Table | EncodedRows, Any]]
+    read: Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
     answer: Callable[[Runtime, Scored, Any], Reply]
 
 
@@ -54,7 +53,7 @@ def is_verb(scope: Scope) -> bool:
         return False
     found = ADDRESS.fullmatch(scope["path"]) or INFER.fullmatch(scope["path"])
     if found:
-        scope["path_params"] = {"verb": "infer", **found.groupdict()}
+        scope["path_params"] = found.groupdict()
     return found is not None
 
 

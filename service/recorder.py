@@ -4,6 +4,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
@@ -60,11 +61,11 @@ class Recorder:
         scope.setdefault("state", {})["record"] = record
         request_id = (b"x-request-id", record.request_id.encode())
 
-        async def send_recorded(message: Message) -> None:
+        def send_recorded(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), request_id]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_recorded)
@@ -89,5 +90,10 @@ class Recorder:
 
 
 def _request_id(scope: Scope) -> str:
-    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-    return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if REQUEST_ID.fullmatch(given):
+                return given
+            break
+    return f"{random.getrandbits(128):032x}"

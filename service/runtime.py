@@ -19,7 +19,7 @@ from bundle.manifest import GraphName
 from bundle.rows import Row
 from bundle.session import Provider
 from service.batcher import SHORT_SECONDS, Batcher, Scored
-from service.decoder import Decoder, Table, joined
+from service.decoder import Decoder, Rows, Table, joined
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
@@ -34,6 +34,7 @@ REPEATS: Final = 5  # of each measurement; the quickest counts
 
 T = TypeVar("T")
 
+Request = Table | Rows | EncodedRows
 Verb = Literal["predict", "explain", "rank", "infer"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
@@ -101,15 +102,15 @@ class Runtime:
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
 
-    def score_all(self, requests: Sequence[Table | EncodedRows]) -> Scored:
+    def score_all(self, requests: Sequence[Request]) -> Scored:
         """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
         return self.score(self._encoded(requests))
 
-    def _encoded(self, requests: Sequence[Table | EncodedRows]) -> EncodedRows:
-        tables = [request for request in requests if isinstance(request, Table)]
-        if len(tables) == len(requests):
-            return self.encode(joined(tables))
-        encoded = [self.encode(request) if isinstance(request, Table) else request for request in requests]
+    def _encoded(self, requests: Sequence[Request]) -> EncodedRows:
+        raw = [request for request in requests if not isinstance(request, EncodedRows)]
+        if len(raw) == len(requests):
+            return self.encode(joined(raw))
+        encoded = [each if isinstance(each, EncodedRows) else self.encode(joined([each])) for each in requests]
         return encoded[0] if len(encoded) == 1 else EncodedRows(*map(np.concatenate, zip(*encoded, strict=True)))
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
@@ -161,15 +162,15 @@ class Runtime:
         return answers
 
 
-def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Table | EncodedRows]) -> Scored:
+def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Request]) -> Scored:
     loaded = alive()
     assert loaded is not None  # whoever waits for the rows holds it
     return loaded.score_all(requests)
 
 
-def count_of(request: Table | EncodedRows) -> int:
+def count_of(request: Request) -> int:
     """How many rows a request holds."""
-    return request.length if isinstance(request, Table) else len(request.ids)
+    return len(request.ids) if isinstance(request, EncodedRows) else request.length
 
 
 def load(

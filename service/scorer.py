@@ -4,20 +4,20 @@ from typing import Final
 
 import msgspec
 
-from bundle import EncodedRows
 from service.batcher import Scored
-from service.decoder import Table
+from service.decoder import joined
 from service.messages import Reply
-from service.runtime import Runtime
+from service.runtime import Request, Runtime
 from service.settings import Settings
 
 JOINED_ROWS: Final = 8  # a request up to this long is encoded with others; a longer one while it is in the cache
+ENCODER: Final = msgspec.json.Encoder()
 
 
-def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[Table | EncodedRows, bool]:
+def read(loaded: Runtime, raw: bytes, settings: Settings) -> tuple[Request, bool]:
     """The rows of a body, and whether it asks for the logits."""
-    table, logits = loaded.decoder.predict(raw, limit=settings.max_rows)
-    return (table if table.length <= JOINED_ROWS else loaded.encode(table)), logits
+    rows, logits = loaded.decoder.predict(raw, limit=settings.max_rows)
+    return (rows if rows.length <= JOINED_ROWS else loaded.encode(joined([rows]))), logits
 
 
 def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:
@@ -28,4 +28,4 @@ def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:
         said["logits"] = scored.logits
     unknown = enumerate(scored.unknown) if any(scored.unknown) else ()
     said["unknown"] = [{"instance": at, "fields": fields} for at, fields in unknown if fields]
-    return Reply(msgspec.json.encode(said))
+    return Reply(ENCODER.encode(said))

@@ -13,9 +13,12 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.transport import Protocol
+
 CLOSE: Final = (b"connection", b"close")
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, or they would meet a closed one
 DRAIN_SECONDS = 30  # without a limit one half-sent body would keep the process for ever
+YOUNG_OBJECTS = 10_000  # before a collection looks at them: those of answers under way are thousands, and no garbage
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 lifespan="on",
                 ws="none",
+                http=Protocol,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
@@ -57,6 +61,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # the models stay: no later collection has to walk through them
+        gc.set_threshold(YOUNG_OBJECTS)
         await self._announce(sockets or [])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

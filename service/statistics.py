@@ -16,8 +16,8 @@ class Spent:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float, *, count: int = 1) -> None:
-        self.count += count
+    def add(self, seconds: float) -> None:
+        self.count += 1
         self.seconds += seconds
 
     def as_json(self) -> dict[str, int]:
@@ -33,12 +33,12 @@ class Statistics:
 
     rows: int = 0
     last: float = 0.0  # seconds since 1970 at which the last run ended
-    success: Spent = field(default_factory=Spent)
+    answered: int = 0
+    encode: float = 0.0  # seconds of all that were answered, as the three below
+    queue: float = 0.0
+    infer: float = 0.0
+    answer: float = 0.0
     fail: Spent = field(default_factory=Spent)
-    queue: Spent = field(default_factory=Spent)
-    encode: Spent = field(default_factory=Spent)
-    infer: Spent = field(default_factory=Spent)
-    answer: Spent = field(default_factory=Spent)
     runs: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
     _lock: Lock = field(default_factory=Lock)
 
@@ -56,11 +56,11 @@ class Statistics:
     def succeeded(self, *, encode: float, queue: float, infer: float, answer: float) -> None:
         """One request that was answered, and the seconds of its stages; a run that it shared counts in full."""
         with self._lock:
-            self.success.add(encode + queue + infer + answer)
-            self.encode.add(encode)
-            self.queue.add(queue)
-            self.infer.add(infer)
-            self.answer.add(answer)
+            self.answered += 1
+            self.encode += encode
+            self.queue += queue
+            self.infer += infer
+            self.answer += answer
 
     def failed(self, seconds: float) -> None:
         """One request that was refused or failed once its body was there."""
@@ -72,12 +72,12 @@ class Statistics:
         with self._lock:
             runs = sorted(self.runs.items())
             stages = {
-                "success": self.success,
+                "success": Spent(self.answered, self.encode + self.queue + self.infer + self.answer),
                 "fail": self.fail,
-                "queue": self.queue,
-                "compute_input": self.encode,
-                "compute_infer": self.infer,
-                "compute_output": self.answer,
+                "queue": Spent(self.answered, self.queue),
+                "compute_input": Spent(self.answered, self.encode),
+                "compute_infer": Spent(self.answered, self.infer),
+                "compute_output": Spent(self.answered, self.answer),
                 "cache_hit": Spent(),
                 "cache_miss": Spent(),
             }
@@ -93,6 +93,8 @@ class Statistics:
 
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
+
+    __slots__ = ("_infer", "_read", "_scored", "_started", "_statistics")
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numeric
 from bundle.schema import FittedField, Hash
 from bundle.vocabulary import Vocabulary
-from service.decoder import Decoder, RankAsked, Table
+from service.decoder import Decoder, RankAsked, Rows, Table
 from service.errors import BodyRefused, BodyUnreadable
 from service.messages import CandidatesRequest
 from service.routes import ACTIONS
@@ -48,7 +48,8 @@ def outcome(decoder: Decoder, verb: str, raw: bytes, encoder: Encoder = ENCODER)
     try:
         asked = getattr(decoder, verb)(raw, limit=3)
         asked = (asked,) if isinstance(asked, Table) else asked
-        return tuple(encoded(encoder, each) if isinstance(each, Table) else each for each in asked)
+        tables = (each.table if isinstance(each, Rows) else each for each in asked)
+        return tuple(encoded(encoder, each) if isinstance(each, Table) else each for each in tables)
     except (BodyUnreadable, BodyRefused, InputError) as error:
         return "refused", type(error), str(error)
 
