@@ -58,6 +58,11 @@ def providers(provider: str, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
     return [(EXECUTION_PROVIDERS["tensorrt"], tensorrt), (EXECUTION_PROVIDERS["cuda"], cuda)]
 
 
+def place(gpu: Gpu) -> tuple[str, int]:
+    """Where the tensors of a run are, as onnxruntime says it."""
+    return "cuda", gpu.number
+
+
 def environment(provider: str, gpu: Gpu) -> dict[str, str]:
     """Variables that have to be set before TensorRT is loaded: it has no option for TF32, which it uses unless told."""
     return {"NVIDIA_TF32_OVERRIDE": "0"} if provider == "tensorrt" and not gpu.tf32 else {}

@@ -58,9 +58,8 @@ class Session:
         self.nodes = _nodes(self._session)
         self._buckets: Buckets | None = None
         if self.chosen != "cpu":
-            place = ("cuda", gpu.number)
-            recorded = gpu.cuda_graphs
-            self._buckets = Buckets(_onnxruntime(), self._session, place=place, limit=features, recorded=recorded)
+            ort, place = _onnxruntime(), device.place(gpu)
+            self._buckets = Buckets(ort, self._session, place=place, limit=features, recorded=gpu.cuda_graphs)
 
     def run(self, rows: EncodedRows, state: Mapping[str, NDArray[np.float32]] = NO_STATE) -> Arrays:
         """Every output of the graph by name, for B encoded rows. Raises RuntimeRefused where onnxruntime fails.
@@ -79,7 +78,8 @@ class Session:
 
 def _create(folder: Path, graph: Graph, provider: str, threads: int, gpu: Gpu) -> tuple[Any, list[Any]]:
     """A session of onnxruntime, and the mapped tables that have to live as long."""
-    wanted, name = device.providers(provider, gpu), EXECUTION_PROVIDERS[provider]
+    wanted = device.providers(provider, gpu)
+    name = wanted[0][0]
     os.environ.update(device.environment(provider, gpu))
     ort = _onnxruntime()
     if name not in ort.get_available_providers():

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         chosen = settings.load(arguments)
         if chosen.workers > 1 and sys.platform != "linux":
             raise SettingsRefused(f"workers (--workers): expected 1 on {sys.platform}, which deals no connections out")
-        chosen = settings.one_for_each_gpu(chosen, device.count())
+        if chosen.workers > 1 and chosen.provider != "cpu":
+            chosen = settings.one_for_each_gpu(chosen, device.count())
         listener = _bind(chosen)
     except SettingsRefused as error:
         print(error, file=sys.stderr)

@@ -132,8 +132,11 @@ def load(arguments: Sequence[str]) -> Settings:
 
 
 def one_for_each_gpu(chosen: Settings, gpus: int) -> Settings:
-    """The settings under which no two workers share a GPU. Raises SettingsRefused where GPUs are a demand."""
-    if chosen.workers == 1 or chosen.provider == "cpu" or chosen.device + chosen.workers <= gpus:
+    """The settings under which no two workers share a GPU: `auto` then takes the CPU for all of them.
+
+    Raises SettingsRefused where GPUs are a demand.
+    """
+    if chosen.device + chosen.workers <= gpus:
         return chosen
     if chosen.provider == "auto":
         return chosen.model_copy(update={"provider": "cpu"})
