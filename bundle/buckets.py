@@ -42,6 +42,7 @@ class Buckets:
     def _run(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         rows = size_of(len(given["ids"]))
         with self._lock:
+            device.use(self._place[1])
             if rows not in self._buckets:
                 self._buckets[rows] = _Bucket(self._ort, self._session, rows, self._place, recorded=self._recorded)
             return self._buckets[rows].run(given)
@@ -58,13 +59,12 @@ def sizes(most: int) -> list[int]:
 
 
 class _Port(NamedTuple):
-    """An input or output of a size: the same tensor on this side and on the device. `by_row`: [B, …]."""
+    """An input or output of a size: on this side `host`, on the device `value`. With `by_row` it is [B, …]."""
 
     name: str
     by_row: bool
     host: NDArray[Any]
-    host_value: Any
-    device_value: Any
+    value: Any
 
 
 class _Bucket:
@@ -78,16 +78,16 @@ class _Bucket:
         self._inputs = [self._port(each) for each in session.get_inputs()]
         self._outputs = [self._port(each) for each in session.get_outputs()]
         for port in self._inputs:
-            self._binding.bind_ortvalue_input(port.name, port.device_value)
+            self._binding.bind_ortvalue_input(port.name, port.value)
         for port in self._outputs:
-            self._binding.bind_ortvalue_output(port.name, port.device_value)
+            self._binding.bind_ortvalue_output(port.name, port.value)
 
     def _port(self, tensor: Any) -> _Port:
         by_row = any(isinstance(size, str) for size in tensor.shape[:1])
         shape, dtype = (self._rows, *tensor.shape[1:]) if by_row else tuple(tensor.shape), DTYPES[tensor.type]
         host = device.host_array(shape, dtype)
-        on_device = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, *self._place)
-        return _Port(tensor.name, by_row, host, self._ort.OrtValue.ortvalue_from_numpy(host), on_device)
+        value = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, *self._place)
+        return _Port(tensor.name, by_row, host, value)
 
     def run(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """For at most as many rows as the bucket has."""
@@ -97,10 +97,10 @@ class _Bucket:
                 port.host[:rows], port.host[rows:] = given[port.name], 0
             else:
                 port.host[...] = given[port.name]
-            port.device_value.update_inplace(port.host)
+            port.value.update_inplace(port.host)
         self._session.run_with_iobinding(self._binding, self._options)
         for port in self._outputs:
-            port.host_value.update_inplace(port.device_value)
+            device.read(port.value, port.host)
         return {port.name: (port.host[:rows] if port.by_row else port.host).copy() for port in self._outputs}
 
 

@@ -5,7 +5,6 @@ import math
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,8 +19,10 @@ EXECUTION_PROVIDERS: Final = {
     "tensorrt": "TensorrtExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+_LOADED: list[ctypes.CDLL] = []
 MAPS: Final = Path("/proc/self/maps")
 FOR_ALL_CONTEXTS: Final = 1  # cudaHostAllocPortable
+TO_HOST: Final = 2  # cudaMemcpyDeviceToHost
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,23 @@ def memory(number: int) -> dict[str, int] | None:
     return {"used": total.value - free.value, "total": total.value}
 
 
+def use(number: int) -> None:
+    """Let this thread's CUDA calls be for that GPU: they else make a context on the first one, of 350 MB and more."""
+    if cuda := _cuda():
+        cuda.cudaSetDevice(number)
+
+
+def read(value: Any, into: NDArray[Any]) -> None:
+    """Copy an OrtValue into an array of `host_array`. Raises RuntimeError where CUDA fails."""
+    cuda = _cuda()
+    if cuda is None or value.device_name() == "cpu":
+        into[...] = value.numpy()
+        return
+    target, source = ctypes.c_void_p(into.ctypes.data), ctypes.c_void_p(value.data_ptr())
+    if code := cuda.cudaMemcpy(target, source, ctypes.c_size_t(into.nbytes), TO_HOST):
+        raise RuntimeError(f"CUDA error {code} while an answer was read")
+
+
 def host_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros that a GPU reads and writes without a copy on the way (pinned); ordinary ones where there is no CUDA."""
     size, cuda = math.prod(shape) * dtype.itemsize, _cuda()
@@ -103,18 +121,12 @@ def host_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _cuda() -> ctypes.CDLL | None:
-    """The CUDA runtime that onnxruntime has loaded, if it has."""
-    with suppress(OSError):
-        for line in MAPS.read_text().splitlines():
-            path = line.partition("/")[2]
-            if "libcudart.so" in path:
-                return _opened(f"/{path}")
-    return None
-
-
-@cache
-def _opened(path: str) -> ctypes.CDLL:
-    return ctypes.CDLL(path)
+    """The CUDA runtime that onnxruntime has loaded, if it has; once found, it stays."""
+    if not _LOADED:
+        with suppress(OSError):
+            mapped = {line.partition("/")[2] for line in MAPS.read_text().splitlines() if "libcudart.so" in line}
+            _LOADED.extend(ctypes.CDLL(f"/{path}") for path in sorted(mapped))
+    return _LOADED[0] if _LOADED else None
 
 
 def _flag(value: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bundle import RuntimeRefused, device
 from bundle.device import Gpu
@@ -53,6 +54,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.freed: list[int | None] = []
+        self.failure = 0
         self.devices: list[int] = []
         self._kept: list[ctypes.Array[ctypes.c_char]] = []
 
@@ -68,6 +70,11 @@ class Cuda:
         self._kept.append((ctypes.c_char * size.value)(*b"\xff" * size.value))
         pointer._obj.value = ctypes.addressof(self._kept[-1])
         return 0
+
+    def cudaMemcpy(self, target: Any, source: Any, size: ctypes.c_size_t, kind: int) -> int:  # noqa: N802
+        assert kind == 2  # device to host
+        ctypes.memmove(target, source, size.value)
+        return self.failure
 
     def cudaFreeHost(self, pointer: ctypes.c_void_p) -> int:  # noqa: N802
         self.freed.append(pointer.value)
@@ -92,3 +99,27 @@ def test_pinned_memory_is_zero_and_freed_with_the_last_view_of_it(monkeypatch: p
     view[...] = 1
     del view
     assert cuda.freed == [address]
+
+
+class Value:
+    """In the place of an OrtValue on a GPU."""
+
+    def __init__(self, held: NDArray[np.float32]) -> None:
+        self._held = held
+
+    def device_name(self) -> str:
+        return "cuda"
+
+    def data_ptr(self) -> int:
+        return self._held.ctypes.data
+
+
+def test_answers_are_read_from_the_device_and_a_failure_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    monkeypatch.setattr(device, "_cuda", lambda: cuda)
+    into = np.zeros(3, np.float32)
+    device.read(Value(np.array([1, 2, 3], np.float32)), into)
+    assert into.tolist() == [1, 2, 3]
+    cuda.failure = 700
+    with pytest.raises(RuntimeError, match="CUDA error 700"):
+        device.read(Value(into), np.zeros(3, np.float32))
