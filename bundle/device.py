@@ -114,7 +114,7 @@ def host_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.zeros(shape, dtype)
     assert pointer.value is not None
     held = (ctypes.c_char * size).from_address(pointer.value)
-    weakref.finalize(held, cuda.cudaFreeHost, pointer)
+    weakref.finalize(held, cuda.cudaFreeHost, pointer).atexit = False  # a thread may still be at work then
     array: NDArray[Any] = np.frombuffer(memoryview(held), dtype).reshape(shape)
     array[...] = 0
     return array

@@ -80,7 +80,6 @@ def _create(folder: Path, graph: Graph, provider: str, threads: int, gpu: Gpu) -
     """A session of onnxruntime, and the mapped tables that have to live as long."""
     wanted = device.providers(provider, gpu)
     name = wanted[0][0]
-    os.environ.update(device.environment(provider, gpu))
     ort = _onnxruntime()
     if name not in ort.get_available_providers():
         raise RuntimeRefused(
@@ -93,6 +92,7 @@ def _create(folder: Path, graph: Graph, provider: str, threads: int, gpu: Gpu) -
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
     if provider != "cpu":
+        os.environ.update(device.environment(provider, gpu))
         ort.preload_dlls()
     try:
         # Of all ways to give onnxruntime a table, only this one needs no copy, and no mapping for each session.
