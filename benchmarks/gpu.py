@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 import bundle
@@ -31,6 +30,7 @@ from benchmarks.measure import bundles
 from benchmarks.measure.bundles import EMBEDDING_DIM, FIELDS
 from bundle import EncodedRows, Predictor, RuntimeRefused, device
 from bundle.device import Gpu
+from bundle.session import library
 
 ATTENTION, LAYER, FEN = 16, 64, 256
 MODELS: dict[str, dict[str, Any]] = {
@@ -81,6 +81,7 @@ def seconds_of(run: Callable[[], object], *, seconds: float = LEAST_SECONDS, run
 def resident(graph: Path | bytes, feeds: Mapping[str, NDArray[Any]], place: tuple[str, int]) -> Callable[[], None]:
     """A run whose inputs are on the device already, and whose outputs stay there."""
     provider = "cpu" if place[0] == "cpu" else "cuda"
+    onnxruntime = library()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     wanted = device.providers(provider, Gpu(place[1]))
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = options.bundles or Path(folder)
         try:
-            onnxruntime.preload_dlls()
+            library().preload_dlls()
             lines = measure(_paths(root), ("cuda", options.device))
         except bundle.BundleError as error:
             print(f"Nothing was measured: {error}", file=sys.stderr)

@@ -58,7 +58,7 @@ class Session:
         self.nodes = _nodes(self._session)
         self._buckets: Buckets | None = None
         if self.chosen != "cpu":
-            ort, place = _onnxruntime(), device.place(gpu)
+            ort, place = library(), device.place(gpu)
             self._buckets = Buckets(ort, self._session, place=place, limit=features, recorded=gpu.cuda_graphs)
 
     def run(self, rows: EncodedRows, state: Mapping[str, NDArray[np.float32]] = NO_STATE) -> Arrays:
@@ -80,7 +80,7 @@ def _create(folder: Path, graph: Graph, provider: str, threads: int, gpu: Gpu) -
     """A session of onnxruntime, and the mapped tables that have to live as long."""
     wanted = device.providers(provider, gpu)
     name = wanted[0][0]
-    ort = _onnxruntime()
+    ort = library()
     if name not in ort.get_available_providers():
         raise RuntimeRefused(
             f"{provider} cannot run here: the installed onnxruntime has no {name}; "
@@ -131,7 +131,8 @@ def _mapped(folder: Path, table: Table) -> NDArray[Any]:
     return whole[table.offset : table.offset + table.length].view(table.dtype).reshape(table.shape)
 
 
-def _onnxruntime() -> Any:
+def library() -> Any:
+    """onnxruntime, imported. Raises RuntimeRefused where it is not installed, or twice."""
     installed = sorted({d.name.lower().replace("_", "-") for d in metadata.distributions() if _is_onnxruntime(d.name)})
     if len(installed) > 1:
         raise RuntimeRefused(
