@@ -5,6 +5,7 @@
 >>> model.predict([{"user": "u17", "app": "a3"}])    # doctest: +SKIP
 """
 
+from bundle.device import Gpu
 from bundle.encoder import Encoder
 from bundle.errors import BundleError, BundleInvalid, InputError, RuntimeRefused, SchemaError
 from bundle.predictor import Predictor, open
@@ -19,6 +20,7 @@ __all__ = [
     "EncodedRows",
     "Encoder",
     "FeatureSchema",
+    "Gpu",
     "InputError",
     "Multi",
     "Numeric",

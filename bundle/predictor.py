@@ -1,36 +1,42 @@
 """A bundle that answers: encoder, score graph and explain graph together, in process, without the service."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle import explanation
+from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.errors import BundleInvalid, InputError, RuntimeRefused
 from bundle.explanation import RowExplanation
 from bundle.ranking import Ranking, magnitude
 from bundle.rows import EncodedRows, Row
-from bundle.session import Provider, Session
+from bundle.session import Session
 from bundle.signature import public_keys
 from bundle.store import Bundle, open_verified
 
 REPLAY_TOLERANCE = 1e-6  # the same bundle later, in any batch, on the same provider
 FOREIGN_TOLERANCE = 1e-5  # another provider than the CPU that gave the golden answers
+TF32_TOLERANCE = 2e-3  # products of 10 bits, where they are allowed
 
 
 class Predictor:
     """An opened bundle. Golden rows are replayed before it answers anything; BundleInvalid if they differ."""
 
-    def __init__(self, bundle: Bundle, *, provider: Provider = "cpu", threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, provider: Provider = "cpu", threads: int = 1, gpu: Gpu = FIRST_GPU) -> None:
         self.bundle, self.manifest, self.schema, self.encoder = bundle, bundle.manifest, bundle.schema, bundle.encoder
-        self.score = Session(bundle.path, self.manifest.graphs["score"], provider=provider, threads=threads)
-        self.explanations = Session(bundle.path, self.manifest.graphs["explain"], provider=provider, threads=threads)
-        self.ranking = (
-            Ranking(bundle.path, self.manifest.graphs, self.encoder, provider=provider, threads=threads)
-            if "rank_context" in self.manifest.graphs
-            else None
-        )
+        graphs, load = self.manifest.graphs, partial(Session, bundle.path, provider=provider, threads=threads, gpu=gpu)
+        self.score = load(graphs["score"], features=self.schema.size)
+        self.explanations = load(graphs["explain"], features=self.schema.size)
+        self.nodes, self.ranking = self.score.nodes + self.explanations.nodes, None
+        if "rank_context" in graphs:
+            self.ranking = Ranking(bundle.path, graphs, self.encoder, provider=provider, threads=threads, gpu=gpu)
+            self.nodes += self.ranking.nodes
+        self._tolerance = FOREIGN_TOLERANCE if self.score.chosen != "cpu" else REPLAY_TOLERANCE
+        if self.score.chosen != "cpu" and gpu.tf32:
+            self._tolerance = TF32_TOLERANCE
         self._replay()
 
     def __repr__(self) -> str:
@@ -67,7 +73,7 @@ class Predictor:
         except RuntimeRefused as error:
             raise BundleInvalid(self.bundle.path, str(error)) from error
         scale = magnitude(answers)
-        limit = REPLAY_TOLERANCE if self.score.chosen == "cpu" else FOREIGN_TOLERANCE
+        limit = self._tolerance
         for name, expected in golden.items():
             found = answers[name]
             if found.shape != expected.shape or not np.all(np.isfinite(found)):
@@ -88,7 +94,12 @@ class Predictor:
 
 
 def open(
-    path: Path | str, *, provider: Provider = "cpu", threads: int = 1, trusted_keys: Sequence[str] = ()
+    path: Path | str,
+    *,
+    provider: Provider = "cpu",
+    threads: int = 1,
+    trusted_keys: Sequence[str] = (),
+    gpu: Gpu = FIRST_GPU,
 ) -> Predictor:
     """Verify the bundle in folder `path`, load its graphs and replay its golden rows.
 
@@ -97,4 +108,4 @@ def open(
     Raises BundleInvalid where anything differs from its manifest, RuntimeRefused where onnxruntime cannot run.
     """
     verified = open_verified(Path(path), trusted_keys=public_keys(trusted_keys))
-    return Predictor(verified, provider=provider, threads=threads)
+    return Predictor(verified, provider=provider, threads=threads, gpu=gpu)

@@ -1,15 +1,17 @@
 """A ranking that computes its context once: two graphs, and the encoder of each side."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.encoder import Encoder
 from bundle.manifest import Graph, GraphName
 from bundle.rows import EncodedRows
-from bundle.session import Arrays, Provider, Session
+from bundle.session import Arrays, Session
 
 CONTEXTS = 8  # of the golden rows, to compare split with flat: half of them the first ones, half the last
 
@@ -25,9 +27,11 @@ class Ranking:
         *,
         provider: Provider = "cpu",
         threads: int = 1,
+        gpu: Gpu = FIRST_GPU,
     ) -> None:
-        self._context = Session(folder, graphs["rank_context"], provider=provider, threads=threads)
-        self._candidates = Session(folder, graphs["rank_candidates"], provider=provider, threads=threads)
+        load = partial(Session, folder, provider=provider, threads=threads, gpu=gpu, features=encoder.schema.size)
+        self._context, self._candidates = load(graphs["rank_context"]), load(graphs["rank_candidates"])
+        self.nodes = self._context.nodes + self._candidates.nodes
         sides = [[field.name for field in encoder.schema.side(candidate=side)] for side in (False, True)]
         self.of_context, self.of_candidate = (encoder.only(names) for names in sides)
 

@@ -141,6 +141,7 @@ class ModelAnswer(Struct, frozen=True, kw_only=True):
     link: str | None = None
     exact: bool | None = None
     provider: str | None = None
+    nodes: dict[str, int] | None = None
     fields: list[FieldInfo] | None = None
     sizes: list[SizeInfo] | None = None
     metrics: dict[str, Any] | None = None

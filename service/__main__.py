@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from bundle import device
 from service import logs, settings, supervisor
 from service.app import create_app
 from service.bench import cli as bench
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         chosen = settings.load(arguments)
         if chosen.workers > 1 and sys.platform != "linux":
             raise SettingsRefused(f"workers (--workers): expected 1 on {sys.platform}, which deals no connections out")
+        if chosen.workers > 1 and chosen.provider != "cpu":
+            chosen = settings.one_for_each_gpu(chosen, device.count())
         listener = _bind(chosen)
     except SettingsRefused as error:
         print(error, file=sys.stderr)

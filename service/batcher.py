@@ -1,8 +1,8 @@
 """Many requests, one run of the graph: rows that wait are scored together, and each request gets its own back.
 
 A batch is what waits when a run can start; nothing ever waits for more to come. While a run is short it happens on the
-event loop, once a turn (a thread would cost more than it frees); when runs are long, one runner thread takes what has
-gathered meanwhile.
+event loop, once a turn (a thread would cost more than it frees); when runs are long, and on a GPU, one runner thread
+takes what has gathered meanwhile.
 """
 
 import asyncio
@@ -45,13 +45,19 @@ class Batcher(Generic[T]):
     """Gathers requests for one version, of at most `rows` rows for a run. To be called on the event loop only.
 
     `run` scores the rows of several requests, in their order. `seconds` is what it is expected to take before any run
-    has been timed by `clock`.
+    has been timed by `clock`. With `waits`, a run waits for a device, and never happens on the event loop.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[T]], Scored], *, rows: int, seconds: float, clock: Callable[[], float]
+        self,
+        run: Callable[[Sequence[T]], Scored],
+        *,
+        rows: int,
+        seconds: float,
+        clock: Callable[[], float],
+        waits: bool = False,
     ) -> None:
-        self.rows = rows
+        self.rows, self._waits = rows, waits
         self._run, self._seconds, self._clock = run, seconds, clock
         self._runner = ThreadPoolExecutor(1, "batches")  # its thread starts with the first long run
         self._queue: deque[_Entry[T]] = deque()
@@ -60,7 +66,7 @@ class Batcher(Generic[T]):
     @property
     def inline(self) -> bool:
         """Whether runs are short enough for the event loop."""
-        return self._seconds <= SHORT_SECONDS
+        return not self._waits and self._seconds <= SHORT_SECONDS
 
     def submit(self, request: T, *, rows: int, patience: float) -> asyncio.Future[Scored]:
         """The scores of a request of at most `self.rows` rows. The future raises what the run raised, or Overdue where

@@ -167,6 +167,7 @@ class Catalog:
                 threads=self._settings.threads,
                 metrics=self._metrics,
                 trusted_keys=self._settings.trusted_keys or (),
+                gpu=self._settings.gpu,
             )
             _check_place(loaded, model.name, version)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
@@ -176,7 +177,12 @@ class Catalog:
             return
         model.serving[str(version)] = loaded
         session = loaded.predictor.score
-        facts |= {"digest": loaded.digest, "provider": session.chosen, "why": session.why}
+        facts |= {
+            "digest": loaded.digest,
+            "provider": session.chosen,
+            "why": session.why,
+            "nodes": loaded.predictor.nodes,
+        }
         log.info("loaded", extra={"facts": facts | {"seconds": round(time.perf_counter() - started, 3)}})
 
 
@@ -201,6 +207,7 @@ def describe(model: Model, version: str | None) -> ModelAnswer:
             "link": manifest.link,
             "exact": manifest.exact,
             "provider": loaded.predictor.score.chosen,
+            "nodes": dict(loaded.predictor.nodes),
             "fields": [_describe_field(each) for each in loaded.schema.fields],
             "sizes": [SizeInfo(name=size.name, axis=size.axis) for size in manifest.sizes],
             "metrics": loaded.report.get("metrics", {}),

@@ -221,6 +221,9 @@ class ModelAnswer(_Message):
     link: str | None = Field(default=None, description="prediction = link(logit)")
     exact: bool | None = Field(default=None, description="whether terms alone give the logit, without a residual")
     provider: str | None = Field(default=None, description="where its graphs run")
+    nodes: dict[str, int] | None = Field(
+        default=None, description="how many nodes of its graphs run where; on a GPU some may be left to the CPU"
+    )
     fields: list[FieldInfo] | None = None
     sizes: list[SizeInfo] | None = Field(default=None, description="what explanations say beside contributions")
     metrics: dict[str, Any] | None = Field(default=None, description="measured when it was trained")

@@ -1,6 +1,13 @@
 """Every metric the service has, by name. A label is a name of ours (a model, a field of its schema), never an id."""
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from bundle import device
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -80,9 +87,15 @@ class Metrics:
             registry=self.registry,
         )
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
+        self._memory = DeviceMemory()
+        self.registry.register(self._memory)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def on_gpu(self, number: int) -> None:
+        """From now on the metrics tell of the memory of that GPU."""
+        self._memory.sources[str(number)] = partial(device.memory, number)
 
     def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
         """Count one request. A label is looked up once: it costs more than to count."""
@@ -93,6 +106,24 @@ class Metrics:
         counter, histogram = self._answered[key]
         counter.inc()
         histogram.observe(seconds)
+
+
+class DeviceMemory(Collector):
+    """The memory of each GPU in `sources`, by number, as it is when it is asked for."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Callable[[], Mapping[str, int] | None]] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "factorlens_device_memory_bytes",
+            "Memory of the GPU that graphs run on; kind is used, by whomever, or total",
+            labels=("device", "kind"),
+        )
+        for number, memory in list(self.sources.items()):
+            for kind, size in (memory() or {}).items():
+                family.add_metric((number, kind), size)
+        yield family
 
 
 def names() -> list[str]:

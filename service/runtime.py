@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, explanation
+from bundle import EncodedRows, Encoder, Predictor, buckets, explanation
+from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
-from bundle.session import Provider
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder, Rows, Table, joined
 from service.messages import Instance
@@ -26,9 +26,11 @@ from service.signature import Signature
 from service.statistics import Statistics
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
+GPU_ROWS_PER_RUN: Final = (256, 1024, 4096, 16384)
 GRAPH_SECONDS: Final = SHORT_SECONDS / 4  # a batch in the graph, warm: amid requests it takes twice as long
 EXPLAINED_PER_RUN: Final = 128
 CANDIDATES_PER_RUN: Final = 512  # a candidate whose context is known needs a fraction of a row's memory
+WARM_RUNS: Final = 3  # of each bucket of a GPU: the first ones allocate, a CUDA graph is recorded after them
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
 REPEATS: Final = 5  # of each measurement; the quickest counts
 
@@ -59,14 +61,19 @@ class Runtime:
             for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
+        on_gpu = predictor.score.chosen != "cpu"
         # On a processor that is shared with others only the thread's own time says how long a run is.
-        clock = time.thread_time if predictor.score.chosen == "cpu" else time.perf_counter
-        seconds = _measured(predictor, clock)
+        clock = time.perf_counter if on_gpu else time.thread_time
+        seconds = _measured(predictor, GPU_ROWS_PER_RUN if on_gpu else ROWS_PER_RUN, clock)
         self.rows_per_run = best_rows(seconds)
-        rows = max(1, int(self.rows_per_run * GRAPH_SECONDS / seconds[self.rows_per_run]))
+        self._candidates_per_run = self.rows_per_run if on_gpu else CANDIDATES_PER_RUN
+        if on_gpu:
+            _warm(predictor, self.rows_per_run)
+        share = 1 if on_gpu else GRAPH_SECONDS / seconds[self.rows_per_run]
+        rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
-        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock)
+        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
 
     @property
     def example(self) -> Instance:
@@ -133,7 +140,7 @@ class Runtime:
             unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
         self._count_unknown(ranking.of_candidate, unknown)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
-        parts = _parts(candidates, CANDIDATES_PER_RUN)
+        parts = _parts(candidates, self._candidates_per_run)
         return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
@@ -174,15 +181,23 @@ def count_of(request: Request) -> int:
 
 
 def load(
-    path: Path, *, provider: Provider, threads: int, metrics: Metrics, trusted_keys: Sequence[str] = ()
+    path: Path,
+    *,
+    provider: Provider,
+    threads: int,
+    metrics: Metrics,
+    trusted_keys: Sequence[str] = (),
+    gpu: Gpu = FIRST_GPU,
 ) -> Runtime:
     """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them.
 
     Raises BundleError with the reason where any of it fails.
     """
-    predictor = bundle.open(path, provider=provider, threads=threads, trusted_keys=trusted_keys)
+    predictor = bundle.open(path, provider=provider, threads=threads, trusted_keys=trusted_keys, gpu=gpu)
     for rows in (1, EXPLAINED_PER_RUN):
         predictor.explain(_golden(predictor, rows))  # a ranking is warm: its golden rows were compared
+    if predictor.score.chosen != "cpu":
+        metrics.on_gpu(gpu.number)
     return Runtime(predictor, metrics)
 
 
@@ -198,13 +213,21 @@ def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def _measured(predictor: Predictor, clock: Callable[[], float]) -> dict[int, float]:
+def _measured(predictor: Predictor, sizes: Sequence[int], clock: Callable[[], float]) -> dict[int, float]:
     """The seconds that a run of the score graph takes here, for each size a run could have."""
     seconds: dict[int, float] = {}
-    for rows in ROWS_PER_RUN:
+    for rows in sizes:
         run = partial(predictor.score.run, predictor.encoder.rows(_golden(predictor, rows)))
         seconds[rows] = min(timeit.repeat(run, timer=clock, number=1, repeat=REPEATS))
     return seconds
+
+
+def _warm(predictor: Predictor, most: int) -> None:
+    """Run every bucket of the score graph up to `most` rows, so that no request waits for buffers or engines."""
+    for rows in buckets.sizes(most):
+        encoded = predictor.encoder.rows(_golden(predictor, rows))
+        for _ in range(WARM_RUNS):
+            predictor.score.run(encoded)
 
 
 def _golden(predictor: Predictor, rows: int) -> Sequence[Row]:

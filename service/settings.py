@@ -17,7 +17,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from bundle.session import Provider
+from bundle.device import Gpu, Provider
 from bundle.signature import SigningRefused, public_keys
 
 PREFIX = "FACTORLENS_"
@@ -56,6 +56,21 @@ class Settings(BaseSettings):
         default="auto",
         description="where graphs run: cuda, tensorrt and cpu are demands (what cannot run is not ready and says why); "
         "auto takes CUDA where it works and the CPU otherwise, and the log says which",
+    )
+    device: int = Field(
+        default=0, ge=0, description="the number of the GPU; of several workers the n-th takes the n-th one from there"
+    )
+    tf32: bool = Field(
+        default=False, description="true lets a GPU multiply with 10 bits of mantissa: logits move by about 0.001"
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="true records a run of each batch size on a GPU and replays it; for provider = cuda or auto",
+    )
+    tensorrt_cache: Path | None = Field(
+        default=None,
+        description="a folder that this service alone may write to, for the engines and timings of TensorRT; without "
+        "it they are built at every load",
     )
     trusted_keys: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_public_keys)] = Field(
         default=None,
@@ -97,6 +112,10 @@ class Settings(BaseSettings):
         "line at info, any other at debug",
     )
 
+    @property
+    def gpu(self) -> Gpu:
+        return Gpu(self.device, tf32=self.tf32, cuda_graphs=self.cuda_graphs, tensorrt_cache=self.tensorrt_cache)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -117,6 +136,21 @@ def load(arguments: Sequence[str]) -> Settings:
         return Settings.model_validate(_flags(arguments))
     except ValidationError as error:
         raise SettingsRefused("\n".join(_sentence(str(e["loc"][0]), e["msg"]) for e in error.errors())) from None
+
+
+def one_for_each_gpu(chosen: Settings, gpus: int) -> Settings:
+    """The settings under which no two workers share a GPU: `auto` then takes the CPU for all of them.
+
+    Raises SettingsRefused where GPUs are a demand.
+    """
+    if chosen.device + chosen.workers <= gpus:
+        return chosen
+    if chosen.provider == "auto":
+        return chosen.model_copy(update={"provider": "cpu"})
+    raise SettingsRefused(
+        f"workers (--workers): expected at most {max(gpus - chosen.device, 1)} with provider = {chosen.provider}, one "
+        f"for each GPU from number {chosen.device} on; received {chosen.workers}"
+    )
 
 
 def unknown_variables() -> list[str]:

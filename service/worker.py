@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         begin = receive_begin(end)
     except EOFError:
         return 1
-    settings = Settings.model_validate_json(begin.settings)
+    given = Settings.model_validate_json(begin.settings)
+    settings = given.model_copy(update={"device": given.device + begin.number})
     logs.configure(settings.log_level, worker=begin.number)
     channel = Channel(end, begin)
     app = create_app(settings, channel)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 import bundle
 from bundle import RuntimeRefused
+from bundle.device import Provider
 from bundle.manifest import Manifest
 from bundle.session import Session
 
@@ -37,7 +38,7 @@ def run(program: str, *arguments: Path, path: Path | None = None) -> subprocess.
 
 @cpu_only
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_a_device_that_is_not_there_is_refused(bundles: Path, provider: bundle.session.Provider) -> None:
+def test_a_device_that_is_not_there_is_refused(bundles: Path, provider: Provider) -> None:
     with pytest.raises(RuntimeRefused) as caught:
         bundle.open(bundles / "tiny-fm" / "1", provider=provider)
     assert str(caught.value).startswith(f"{provider} cannot run here: the installed onnxruntime has no ")

@@ -190,6 +190,14 @@ def test_the_place_of_a_run_follows_how_long_runs_take() -> None:
     assert quick.inline
 
 
+def test_what_waits_for_a_device_never_holds_up_the_event_loop() -> None:
+    graph = Graph()
+    batcher = Batcher(graph, rows=1, seconds=0.0, clock=graph.clock, waits=True)
+    submit(batcher, *[[1.0]] * 3)
+    assert not batcher.inline
+    assert threading.get_ident() not in graph.threads
+
+
 @pytest.mark.parametrize(
     ("us", "best"),
     [

@@ -154,6 +154,13 @@ def test_auto_says_what_it_chose(publish: Publish, serve: Serve) -> None:
     assert serve(provider="auto").get("/v1/models/tiny-fm").json()["provider"] in {"cpu", "cuda"}
 
 
+def test_nodes_are_told_by_where_they_run(publish: Publish, serve: Serve) -> None:
+    publish(1)
+    nodes = serve().get("/v1/models/tiny-fm").json()["nodes"]
+    assert set(nodes) == {"cpu"}
+    assert nodes["cpu"] > 4  # those of four graphs
+
+
 SECRET, PUBLIC = "11" * 32, "d04ab232742bb4ab3a1368bd4615e4e6d0224ab71a016baf8520a332c9778737"
 
 

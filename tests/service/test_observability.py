@@ -6,9 +6,12 @@ from collections.abc import Iterator
 import pytest
 from fastapi import FastAPI
 from httpx import Client
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bundle import device
 from service import logs, metrics
+from service.metrics import Metrics
 
 
 def samples(client: Client) -> dict[tuple[str, ...], float]:
@@ -89,12 +92,23 @@ def test_every_metric_is_exposed_under_its_name(client: Client) -> None:
     for verb, body in (("explain", {"instances": [{"user": "nobody"}]}), ("predict", {"instances": [{}]})):
         client.post(f"/v1/models/tiny-fm:{verb}", json=body)
     exposed = {key[0] for key in samples(client)}
-    for name in metrics.names():
+    assert "factorlens_device_memory_bytes" not in exposed  # there is no GPU
+    for name in set(metrics.names()) - {"factorlens_device_memory_bytes"}:
         assert exposed & {name, f"{name}_count"}, name
     assert {"process_resident_memory_bytes", "python_info"} <= exposed
     loaded = [key for key in samples(client) if key[0] == "factorlens_model_info" and "tiny-fm" in key]
     assert len(loaded) == 1
     assert samples(client)[("factorlens_ready",)] == 1
+
+
+def test_the_memory_of_a_gpu_is_told_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {3: 5}
+    monkeypatch.setattr(device, "memory", lambda number: {"used": used[number], "total": 16})
+    found = Metrics()
+    found.on_gpu(3)
+    used[3] = 7
+    assert b'factorlens_device_memory_bytes{device="3",kind="used"} 7.0' in generate_latest(found.registry)
+    assert b'factorlens_device_memory_bytes{device="3",kind="total"} 16.0' in generate_latest(found.registry)
 
 
 def test_a_request_id_is_kept_where_it_is_harmless(client: Client) -> None:

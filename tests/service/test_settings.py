@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.device import Gpu
 from service import settings
 from service.settings import Settings, SettingsRefused
 
@@ -66,3 +67,24 @@ def test_every_setting_is_explained_by_help(capsys: pytest.CaptureFixture[str]) 
         assert f"--{name.replace('_', '-')} " in printed
         assert field.description
         assert field.description in printed
+
+
+@pytest.mark.parametrize(("workers", "device", "gpus"), [(2, 0, 2), (2, 2, 4), (1, 0, 1)])
+def test_every_worker_has_a_gpu_of_its_own(workers: int, device: int, gpus: int) -> None:
+    chosen = Settings(workers=workers, device=device, provider="cuda")
+    assert settings.one_for_each_gpu(chosen, gpus) == chosen
+
+
+@pytest.mark.parametrize(("workers", "device", "gpus", "most"), [(2, 0, 0, 1), (3, 0, 2, 2), (2, 3, 4, 1)])
+def test_more_workers_than_gpus_are_refused_or_take_the_cpu(workers: int, device: int, gpus: int, most: int) -> None:
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(SettingsRefused, match=f"expected at most {most} with provider = {provider}"):
+            settings.one_for_each_gpu(Settings(workers=workers, device=device, provider=provider), gpus)
+    auto = settings.one_for_each_gpu(Settings(workers=workers, device=device), gpus)
+    assert (auto.provider, auto.workers) == ("cpu", workers)
+
+
+def test_what_a_gpu_is_asked_for() -> None:
+    chosen = settings.load(["--device", "1", "--tf32", "true", "--tensorrt-cache", "/cache"])
+    assert chosen.gpu == Gpu(1, tf32=True, cuda_graphs=False, tensorrt_cache=Path("/cache"))
+    assert Settings().gpu == Gpu()
