@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="per model and size (default: 2000)")
     options = parser.parse_args()
     bodies = {(name, size): _body(options.bundles, name, size) for name in _names(options.bundles) for size in SIZES}
-    command = [sys.executable, "-m", "service", "--bundles", str(options.bundles), "--port", "0", "--provider", "cpu"]
+    command = [sys.executable, "-m", "service", "--bundles", str(options.bundles), "--port", "0"]
+    command += ["--provider", "cpu", "--lame-duck", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:
