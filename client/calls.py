@@ -110,7 +110,7 @@ def _reading(kind: type[A]) -> Callable[[httpx.Response], A]:
 def _read(response: httpx.Response, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(response.content, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(f"this is no answer of the service: {error}") from None
 
 

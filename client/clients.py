@@ -10,6 +10,7 @@ import httpx
 from client import bulk, calls
 from client.answers import ExplainAnswer, Health, ModelAnswer, PredictAnswer, RankAnswer
 from client.calls import Call, Row, Rows
+from client.errors import Unreadable
 from client.exchange import Outcome, Pause, Policy, Send, steps
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class Client:
             )
         except httpx.TransportError as error:
             return error
+        except httpx.RequestError as error:
+            raise Unreadable(f"the answer cannot be read: {error}") from None
 
 
 class AsyncClient:
@@ -208,3 +211,5 @@ class AsyncClient:
             )
         except httpx.TransportError as error:
             return error
+        except httpx.RequestError as error:
+            raise Unreadable(f"the answer cannot be read: {error}") from None

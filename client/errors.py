@@ -81,6 +81,6 @@ def problem_of(response: httpx.Response) -> Problem:
     """The problem document of an answer; where it is none, as from a proxy, one made of the status."""
     try:
         return msgspec.json.decode(response.content, type=Problem)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         title = next((each.phrase for each in HTTPStatus if each == response.status_code), "An error")
         return Problem("about:blank", title, response.status_code, "the answer is no problem document")

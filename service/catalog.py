@@ -89,12 +89,16 @@ class Catalog:
                 raise NotFound("there is no bundle of that name in the folder")
             known = self.models.get(command.model, Model(command.model))
             model = self._load_model(known.name, {} if command.action == "reload" else known.serving)
+            newest = max({**model.serving, **model.rejected}, key=int, default=None)
+            if newest is None:
+                raise NotFound("there is no bundle of that name in the folder")
+            refused = model.rejected.get(newest)
             if known.serving and not model.serving:
-                model = Model(known.name, known.serving, model.rejected)
+                others = {version: why for version, why in model.rejected.items() if version not in known.serving}
+                model = Model(known.name, known.serving, others)
             self._put(model)
-        newest = max({**model.serving, **model.rejected}, key=int)
-        if newest in model.rejected:
-            raise NotReady(f"version {newest} of {model.name} was refused: {model.rejected[newest]}")
+        if refused is not None:
+            raise NotReady(f"version {newest} of {model.name} was refused: {refused}")
 
     def leave(self) -> None:
         """Be ready no more, but go on serving: the process is about to end."""

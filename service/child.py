@@ -62,19 +62,12 @@ class Child:
 
     @classmethod
     async def spawn(cls, begin: Begin, asked: "Asked") -> "Child":
-        """A new interpreter, so that nothing of this one (threads, a GPU's context) is copied halfway."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service.worker",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a terminal's ctrl-C is for the supervisor, which stops all in order
-            )
+        """A new interpreter, so that nothing of this one (threads, a GPU's context) is copied halfway. Raises
+        StartFailed."""
+        try:
+            process, ours = await _process()
+        except OSError as error:  # no memory, no descriptor: a worker that was missed is not worth the others
+            raise StartFailed(f"no process could be started: {error}") from None
         child = cls(begin.number, process, await channel.link(ours, FromWorker), asked)
         await child.send(begin)
         return child
@@ -188,3 +181,24 @@ Asked = Callable[[Child, Ask | Gather], None]
 def _settle(waiting: asyncio.Future[T], result: T) -> None:
     if not waiting.done():  # else nobody waits any more
         waiting.set_result(result)
+
+
+async def _process() -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """A new worker, and our end of the channel to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.worker",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's ctrl-C is for the supervisor, which stops all in order
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, ours

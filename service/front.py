@@ -22,7 +22,7 @@ from service.batcher import Scored
 from service.body import Announced
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.errors import BodyUnsupported, ServiceError
+from service.errors import BodyUnsupported, Overdue, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.ranker import rank
@@ -63,7 +63,8 @@ class Front:
     def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings) -> None:
         self._catalog, self._settings = catalog, settings
         self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
-        self._turns = CapacityLimiter(os.cpu_count() or 1)  # more threads would only take turns
+        threads = os.cpu_count() or 1  # more of them would only take turns
+        self._turns, self._threads = asyncio.Semaphore(threads), CapacityLimiter(threads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -98,7 +99,16 @@ class Front:
         return await self._score(loaded, raw, announced, _form(verb, announced), receive)
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
-        return await to_thread.run_sync(act, limiter=self._turns)
+        """Raises Overdue where no thread is free within the setting `patience`."""
+        try:
+            async with asyncio.timeout(self._settings.patience):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overdue("the request waited too long for its turn") from None
+        try:
+            return await to_thread.run_sync(act, limiter=self._threads)
+        finally:
+            self._turns.release()
 
     def _inflated(self, raw: bytes, announced: Announced) -> bytes:
         limit = self._settings.max_body_bytes

@@ -41,7 +41,7 @@ class Metrics:
         )
         self.run_rows = Histogram(
             "factorlens_run_rows",
-            "Rows in one run of a graph, of one request or of several; graph is score or explain",
+            "Rows in one run of a graph, of one request or of several; graph is one of the bundle's",
             ("model", "graph"),
             buckets=ROWS,
             registry=self.registry,

@@ -146,7 +146,7 @@ def _statistics(versions: Iterable[Runtime]) -> ServerStatistics:
 def _of_version(loaded: Runtime) -> ModelStatistics:
     manifest = loaded.manifest
     place = "CPU" if loaded.predictor.score.chosen == "cpu" else "GPU"
-    memory = {"type": place, "id": 0, "byte_size": manifest.files[WEIGHTS].length}
+    memory = {"type": place, "id": 0, "byte_size": manifest.files[WEIGHTS].length if WEIGHTS in manifest.files else 0}
     known = {"name": manifest.name, "version": str(manifest.version), "memory_usage": [memory]}
     return msgspec.convert(known | loaded.statistics.as_json(), ModelStatistics)
 

@@ -23,7 +23,7 @@ from service.tensors import BYTES, DTYPES, Tensor
 IDS, VALUES = "ids", "values"
 INTEGERS: Final = tuple(name for name in DTYPES if "INT" in name)
 FLOATS: Final = tuple(name for name in DTYPES if name.startswith("FP"))
-NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class Spec(NamedTuple):

@@ -411,3 +411,11 @@ def test_the_gate_is_shut_by_default_and_open_to_this_machine_or_to_the_key() ->
 def test_a_key_is_never_shown() -> None:
     chosen = Settings.model_validate({"admin": True, "admin_key": "sesame-of-the-tests"})
     assert "sesame" not in f"{chosen!r} {chosen} {chosen.model_dump_json()}"
+
+
+def test_a_long_text_that_is_no_number_is_refused_in_no_time(client: Client) -> None:
+    """A pattern that tries every way to divide the digits would take minutes, and nothing else could run."""
+    body = {"inputs": [{"name": "age", "shape": [1], "datatype": "BYTES", "data": ["1" * 60_000 + "x"]}]}
+    response = client.post("/v2/models/tiny-fm/infer", json=body)
+    assert response.status_code == 400
+    assert "a number in decimal" in response.json()["error"]

@@ -166,3 +166,11 @@ def test_requests_under_way_are_answered_and_the_memory_is_given_back(
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_what_serves_on_beside_a_broken_copy_of_it_is_not_refused(catalog: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "tiny-fm" / "1" / "weights.bin").write_bytes(b"broken")
+    with pytest.raises(NotReady, match="version 1 of tiny-fm was refused"):
+        catalog.apply(ChangeModel("reload", "tiny-fm"))
+    model = catalog.find("tiny-fm")
+    assert (list(model.serving), model.rejected) == (["1"], {})

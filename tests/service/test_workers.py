@@ -182,6 +182,23 @@ def test_a_start_that_fails_says_why_once(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_load_that_all_refuse_in_part_is_what_a_new_worker_finds(
+    publish: Callable[[int], Path], tmp_path: Path, started: Started
+) -> None:
+    """The highest version is broken, the next one is taken in: so it is by a worker that starts later."""
+    publish(1)
+    with started("--bundles", str(tmp_path), "--workers", "2", "--admin", "true") as (process, url):
+        publish(2)
+        (publish(3) / "weights.bin").write_bytes(b"broken")
+        assert httpx.post(f"{url}/v2/repository/models/tiny-fm/load").status_code == 503
+        killed = workers(process.pid)[0]
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: not is_running(killed))
+        until(lambda: value(url, "factorlens_workers") == 2)
+        answers = each(url, "POST", "/v1/models/tiny-fm:predict", json={"instances": [{}]})
+        assert {answer.json()["version"] for answer in answers} == {2}
+
+
 def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
