@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from bundle import EncodedRows, Encoder, InputError
 from service.catalog import Catalog
 from service.control import DropSet, PutSet
-from service.decoder import Table, present
 from service.errors import BodyRefused, NotFound, SetsFull
 from service.messages import CandidateSetAnswer, Rejected
 from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
+from service.tables import Table, present
 
 
 class Encoded(NamedTuple):

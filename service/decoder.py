@@ -4,8 +4,7 @@ What it refuses is read once more by the models of `messages`, which can say wha
 the same tables, and a test holds that they take the same bodies.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -17,7 +16,7 @@ from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numer
 from bundle.rows import Column
 from bundle.schema import FittedField
 from service import messages
-from service.errors import BodyRefused, Refusal, of_context
+from service.errors import of_context
 from service.messages import (
     CandidatesRequest,
     Columns,
@@ -27,49 +26,9 @@ from service.messages import (
     RankRequest,
     check_count,
 )
+from service.tables import Rows, Table, check_apart, joined, present
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-class Table(NamedTuple):
-    """Raw values of `length` rows: one column a field, in schema order; None where no row has the field."""
-
-    columns: Sequence[Column | None]
-    length: int
-
-    def rows(self, names: Sequence[str]) -> list[Instance]:
-        """The rows again, of the fields that have a column; `names` are those of the schema."""
-        columns = {name: column for name, column in zip(names, self.columns, strict=True) if column is not None}
-        if not columns:
-            return [{} for _ in range(self.length)]
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-class Rows(NamedTuple):
-    """Raw values of rows one by one: of each its values, in schema order. They are cheaper to join than tables."""
-
-    values: Sequence[tuple[Any, ...]]
-
-    @property
-    def length(self) -> int:
-        return len(self.values)
-
-    @property
-    def table(self) -> Table:
-        return Table(list(zip(*self.values, strict=True)), self.length)
-
-
-def joined(requests: Sequence[Table | Rows]) -> Table:
-    """The rows of all requests in one table."""
-    rows = [request.values for request in requests if isinstance(request, Rows)]
-    if len(rows) == len(requests):
-        return Rows([*chain.from_iterable(rows)]).table
-    tables = [request.table if isinstance(request, Rows) else request for request in requests]
-    if len(tables) == 1:
-        return tables[0]
-    filled = [[(None,) * each.length if column is None else column for column in each.columns] for each in tables]
-    columns = [tuple(chain.from_iterable(parts)) for parts in zip(*filled, strict=True)]
-    return Table(columns, sum(each.length for each in tables))
 
 
 class PredictAsked(NamedTuple):
@@ -165,24 +124,6 @@ class Decoder:
             return map(astuple, rows)
         self._encoder.check_names(rows)
         return [tuple(row.get(name, absent) for name in self._names) for row in rows]
-
-
-def present(names: Sequence[str], table: Table) -> tuple[str, ...]:
-    """The fields that have a column; `names` are those of the schema."""
-    return tuple(name for name, column in zip(names, table.columns, strict=True) if column is not None)
-
-
-def check_apart(names: Sequence[str], context: Table, fields: Collection[str]) -> None:
-    """Raise BodyRefused where the context has a column of one of these fields; `names` are those of the schema."""
-    for name, column in zip(names, context.columns, strict=True):
-        if column is not None and name in fields:
-            refused = Refusal(
-                key="context",
-                field=name,
-                expected="a field in the context or in the candidates",
-                received="the field in both",
-            )
-            raise BodyRefused(refused)
 
 
 def _filled(column: tuple[Any, ...]) -> Column | None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bundle.store import WEIGHTS
+from service.answers import find
 from service.catalog import Catalog, Model
 from service.errors import NotReady
 from service.oip_document import add, answered
@@ -78,13 +79,13 @@ def _add_statistics(routes: APIRouter, catalog: Catalog) -> None:
 
     def model_statistics(request: Request, model: str) -> Response:
         """What the versions of a model have done in this process."""
-        known = _find(request, catalog, model)
+        known = find(request, "model", catalog, model)
         known.version(None)
         return answered(_statistics(known.serving.values()))
 
     def version_statistics(request: Request, model: str, version: str) -> Response:
         """The same of one version."""
-        return answered(_statistics([_find(request, catalog, model).version(version)]))
+        return answered(_statistics([find(request, "model", catalog, model).version(version)]))
 
     add(routes, "/v2/models/stats", all_statistics, ServerStatistics)
     add(routes, f"{MODEL}/stats", model_statistics, ServerStatistics)
@@ -94,11 +95,11 @@ def _add_statistics(routes: APIRouter, catalog: Catalog) -> None:
 def _add_models(routes: APIRouter, catalog: Catalog, settings: Settings) -> None:
     def describe(path: str, said: str, answer: Any, of: Callable[[Model, Runtime], Any]) -> None:
         def of_default(request: Request, model: str) -> Response:
-            known = _find(request, catalog, model)
+            known = find(request, "model", catalog, model)
             return answered(of(known, known.version(None)))
 
         def of_version(request: Request, model: str, version: str) -> Response:
-            known = _find(request, catalog, model)
+            known = find(request, "model", catalog, model)
             return answered(of(known, known.version(version)))
 
         for prefix, endpoint in ((MODEL, of_default), (VERSION, of_version)):
@@ -163,12 +164,3 @@ def _describe_infer(routes: APIRouter) -> None:
     for path, endpoint, suffix in ((MODEL, of_default, ""), (VERSION, of_version, "_version")):
         endpoint.__doc__ = "Predictions and logits for rows of tensors, in JSON or as binary data behind it."
         add(routes, f"{path}/infer", endpoint, InferAnswer, request=InferRequest, name="infer" + suffix)
-
-
-def _find(request: Request, catalog: Catalog, name: str) -> Model:
-    """The model, noted in the request's record once the name is known to be one of ours."""
-    record = record_of(request)
-    record.endpoint = "model"
-    model = catalog.find(name)
-    record.model = model.name
-    return model

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, InputError
 from service.candidates import CandidateSets, Encoded
-from service.decoder import Table, check_apart
 from service.errors import of_context
 from service.messages import check_count
 from service.runtime import Runtime
 from service.settings import Settings
+from service.tables import Table, check_apart
 
 Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]

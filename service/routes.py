@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service import catalog as models
 from service import exposition
 from service.answers import answered, find, refusals
+from service.body import ARROW
 from service.catalog import Catalog
 from service.control import Control
 from service.errors import NotReady
@@ -44,7 +45,6 @@ ACTIONS: Final[dict[Verb, Action]] = {
     "explain": Action(ExplainRequest, ExplainAnswer, "Say what each field and pair contributed to a score"),
     "rank": Action(RankRequest, RankAnswer, "Order candidates for one context"),
 }
-ARROW = "application/vnd.apache.arrow.stream"
 MODEL = "/v1/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
@@ -68,7 +68,7 @@ def _describe_verbs(routes: APIRouter) -> None:
 
     for verb, action in ACTIONS.items():
         schema = action.request.model_json_schema()
-        more = {ARROW: {"schema": {"type": "string", "format": "binary"}}} if verb == "predict" else {}
+        more = {ARROW.decode(): {"schema": {"type": "string", "format": "binary"}}} if verb == "predict" else {}
         for path, endpoint, suffix in ((MODEL, of_default, ""), (VERSION, of_version, "_version")):
             routes.add_api_route(
                 f"{path}:{verb}",

@@ -19,11 +19,12 @@ from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
-from service.decoder import Decoder, Rows, Table, joined
+from service.decoder import Decoder
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
 from service.statistics import Statistics
+from service.tables import Rows, Table, joined
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
 GPU_ROWS_PER_RUN: Final = (256, 1024, 4096, 16384)

@@ -5,10 +5,10 @@ from typing import Final
 import msgspec
 
 from service.batcher import Scored
-from service.decoder import joined
 from service.messages import Reply
 from service.runtime import Request, Runtime
 from service.settings import Settings
+from service.tables import joined
 
 JOINED_ROWS: Final = 8  # a request up to this long is encoded with others; a longer one while it is in the cache
 ENCODER: Final = msgspec.json.Encoder()

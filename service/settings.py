@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
     patience: float = Field(
-        default=5.0, gt=0, description="seconds a prediction may wait for its turn before it is answered with a 503"
+        default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
     )
     lame_duck: float = Field(
         default=3.0,

@@ -201,10 +201,9 @@ class Supervisor:
             done = answers.count(None)
             if done:
                 ask.command.settle(self._present)
-            if changed := [each for each, failure in zip(children, answers, strict=True) if failure is None] or [
-                each for each in children if each.is_alive
-            ]:  # a load that all refuse, for its newest version is broken, may have changed the others
-                self._inventory = changed[0].inventory
+                self._inventory = children[answers.index(None)].inventory
+            elif failed:  # a load that all refuse, for the newest version is broken, may have changed the others
+                self._inventory = failed[0][0].inventory
             for child, failure in failed if done else ():
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
                 self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from bundle import InputError
 from service import runtime
 from service.batcher import SHORT_SECONDS, Batcher, Scored
-from service.decoder import Table
 from service.errors import Overdue
 from service.metrics import Metrics
 from service.runtime import Runtime, best_rows
+from service.tables import Table
 
 PATIENCE = 60.0
 LONG = 2 * SHORT_SECONDS

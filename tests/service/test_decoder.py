@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numeric
 from bundle.schema import FittedField, Hash
 from bundle.vocabulary import Vocabulary
-from service.decoder import Decoder, RankAsked, Rows, Table
+from service.decoder import Decoder, RankAsked
 from service.errors import BodyRefused, BodyUnreadable
 from service.messages import CandidatesRequest
 from service.routes import ACTIONS
+from service.tables import Rows, Table
 
 VALUES = {"user": ["u1", "1", "true"], "tags": ["fun", "new", "1"]}
 KINDS = {

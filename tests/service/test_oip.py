@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 import bundle
 from bundle import Encoder
-from service.admin import Gate
 from service.app import create_app
-from service.errors import Forbidden
 from service.settings import Settings
 
 LENGTH = "Inference-Header-Content-Length"
@@ -373,44 +371,6 @@ def test_a_bad_request_never_harms_its_neighbours(bundles: Path) -> None:
     assert [each.status_code for each in answers] == [400 if at == 5 else 200 for at in range(10)]
     for answer in answers[:5] + answers[6:]:
         assert prediction(answer) == pytest.approx(plain.json()["predictions"], abs=1e-6)
-
-
-def scope(host: str | None, **headers: str) -> dict[str, Any]:
-    sent = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return {"type": "http", "client": host and (host, 1), "headers": sent}
-
-
-def test_the_gate_is_shut_by_default_and_open_to_this_machine_or_to_the_key() -> None:
-    key = "sésame-of-the-tests"
-    shut, local = Gate(Settings()), Gate(Settings(admin=True))
-    keyed = Gate(Settings.model_validate({"admin": True, "admin_key": key}))
-    for gate, sent, passes in (
-        (shut, scope("127.0.0.1"), False),
-        (shut, scope("127.0.0.1", authorization=f"Bearer {key}"), False),
-        (local, scope("127.0.0.1"), True),
-        (local, scope("::1"), True),
-        (local, scope("::ffff:127.0.0.9"), True),
-        (local, scope("10.0.0.1"), False),
-        (local, scope("::ffff:10.0.0.1"), False),
-        (local, scope("unix"), False),
-        (local, scope(None), False),
-        (local, scope("127.0.0.1", origin="https://page.example"), False),
-        (keyed, scope("127.0.0.1"), False),
-        (keyed, scope("10.0.0.1", authorization="Bearer sésame-of-the-test"), False),
-        (keyed, scope("10.0.0.1", authorization=key), False),
-    ):
-        if passes:
-            gate.check(sent)
-        else:
-            with pytest.raises(Forbidden):
-                gate.check(sent)
-    sent = scope("10.0.0.1") | {"headers": [(b"authorization", f"bearer {key}".encode())]}
-    keyed.check(sent)
-
-
-def test_a_key_is_never_shown() -> None:
-    chosen = Settings.model_validate({"admin": True, "admin_key": "sesame-of-the-tests"})
-    assert "sesame" not in f"{chosen!r} {chosen} {chosen.model_dump_json()}"
 
 
 def test_a_long_text_that_is_no_number_is_refused_in_no_time(client: Client) -> None:
