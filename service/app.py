@@ -72,7 +72,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(oip.router(catalog, settings))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.verbs = Recorder(Front(catalog, sets, settings, metrics), metrics)
     app.leave = catalog.leave
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)

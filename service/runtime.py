@@ -22,6 +22,7 @@ from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
 from service.messages import Instance
 from service.metrics import Metrics
+from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
@@ -45,7 +46,8 @@ VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 class Runtime:
     """Answers for one version, in runs of at most `rows_per_run` rows. Safe to call from many threads.
 
-    `batcher`, for the event loop, scores what several requests hold in one run.
+    `batcher`, for the event loop, scores what several requests hold in one run. `short_pace` and `long_pace` are what
+    requests took that came through it, and in threads.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -54,7 +56,9 @@ class Runtime:
         self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
         self.ranking, self.statistics = predictor.ranking, Statistics()
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+        self.short_pace, self.long_pace = ({verb: Pace() for verb in VERBS} for _ in range(2))
         self._metrics = metrics
+        metrics.serves(self.manifest.name)
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
         self._runs = {
@@ -74,7 +78,14 @@ class Runtime:
         rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
-        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+        self.batcher = Batcher(
+            score,
+            rows=rows,
+            seconds=seconds[min(seconds)],
+            clock=clock,
+            waits=on_gpu,
+            dropped=partial(metrics.dropped, self.manifest.name),
+        )
 
     @property
     def example(self) -> Instance:

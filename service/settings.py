@@ -83,8 +83,14 @@ class Settings(BaseSettings):
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
-    patience: float = Field(
-        default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
+    deadline: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds from its head in which a request for scores has to be at work, or it is answered with a "
+        "503; its header X-Request-Timeout-Ms may say otherwise",
+    )
+    max_queue_rows: int = Field(
+        default=1_000_000, ge=1, description="rows that may wait or run in each worker before requests are turned away"
     )
     lame_duck: float = Field(
         default=3.0,

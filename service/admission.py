@@ -1,0 +1,146 @@
+"""Who is let in. A request for scores is turned away before its body is read where those before it take too long.
+
+What is let in takes a place in one of two lanes, the event loop's and that of the threads, from the last byte of its
+body to its answer. How long all that have a place will take is known from what such requests took lately.
+"""
+
+import logging
+import random
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import Final, Self
+
+from starlette.types import Receive, Scope, Send
+
+from service import errors
+from service.body import Announced
+from service.errors import Overloaded
+from service.metrics import Metrics
+from service.pace import Pace
+from service.recorder import Record
+from service.runtime import Runtime, Verb
+from service.settings import Settings
+
+BURST: Final = 0.5  # share of its deadline that a request may be expected to wait,
+STANDING: Final = 0.1  # and where others have waited all the last second: a queue that stays helps nobody
+SHORT: Final = 0.02  # share of the deadline under which a queue is as good as none
+INTERVAL: Final = 1.0  # seconds after which a queue counts as one that stays
+LONGEST_PAUSE: Final = 10  # seconds that a client may be asked to wait beyond the first
+LOG_SECONDS: Final = 1.0
+BUSY: Final = errors.refused(Overloaded())
+BUSY_IN_OIP: Final = errors.said_in_oip(errors.KINDS[Overloaded].title, str(Overloaded()))
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Requests that take turns. `seconds` is what all that have a place are expected to take together; with fewer than
+    `servers` of them none waits."""
+
+    servers: int
+    taken: int = 0
+    seconds: float = 0.0
+    left_at: float = 0.0  # when the last of them was answered
+    short_at: float = 0.0  # when there was last as good as no queue
+
+
+class Place:
+    """One request's place in a lane, as a context. `found` is how many rows it turned out to have."""
+
+    __slots__ = ("_gate", "_lane", "_length", "_pace", "_rows", "_seconds", "_taken_at", "found")
+
+    def __init__(self, gate: "Gate", lane: Lane, pace: Pace, length: int, rows: int) -> None:
+        self._gate, self._lane, self._pace, self._length = gate, lane, pace, length
+        self._rows = self.found = rows
+        self._seconds = pace.seconds(length)
+        self._taken_at = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        lane = self._lane
+        if lane.seconds <= self._gate.short:
+            lane.short_at = self._taken_at
+        lane.taken += 1
+        lane.seconds += self._seconds
+        self._gate.rows += self._rows
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        lane, now = self._lane, time.perf_counter()
+        self._gate.rows -= self._rows
+        lane.taken -= 1
+        lane.seconds = lane.seconds - self._seconds if lane.taken else 0.0
+        if kind is None:
+            # Since the one before was answered the lane was this one's: so whatever the process does besides, and
+            # whatever else the machine does, is in what a request takes.
+            self._pace.learn(now - max(lane.left_at, self._taken_at), self._length, self.found)
+        lane.left_at = now
+
+
+class Gate:
+    """Lets requests in or turns them away. To be called on the event loop only; `rows` are those that wait or run."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, *, threads: int) -> None:
+        self.loop, self.threads = Lane(servers=1), Lane(servers=threads)
+        self.rows, self.short = 0, settings.deadline * SHORT
+        self._deadline, self._most = settings.deadline, settings.max_queue_rows
+        self._metrics = metrics
+        metrics.queue_rows.set_function(lambda: self.rows)
+        self._logged_at, self._unlogged = 0.0, 0
+
+    def admit(self, loaded: Runtime, verb: Verb, announced: Announced, *, is_long: bool) -> None:
+        """Raises Overloaded where a request, as announced, would wait for too much of its deadline.
+
+        It takes no place yet: a body that is slow to come must keep nobody out.
+        """
+        lane = self.threads if is_long else self.loop
+        if lane.taken < lane.servers:
+            return
+        now = time.perf_counter()
+        share = (BURST if now - lane.short_at <= INTERVAL else STANDING) * announced.priority
+        pace = (loaded.long_pace if is_long else loaded.short_pace)[verb]
+        is_full = self.rows + pace.rows(announced.length) > self._most * min(announced.priority, 1.0)
+        if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
+            self._count(loaded.manifest.name, now)
+            raise Overloaded(_pause(lane.seconds + now - lane.short_at))
+
+    def take(self, lane: Lane, pace: Pace, length: int, rows: int | None = None) -> Place:
+        """A place for a request whose body is there; `rows` are estimated where they are not known."""
+        return Place(self, lane, pace, length, pace.rows(length) if rows is None else rows)
+
+    def overdue(self, model: str) -> None:
+        """Count a request whose deadline was over before it was scored."""
+        self._metrics.refused.labels(model, "deadline").inc()
+
+    def _count(self, model: str, now: float) -> None:
+        """Count a request that is turned away. The log has a line a second: one each would cost as much as answers."""
+        self._metrics.refused.labels(model, "overload").inc()
+        self._unlogged += 1
+        if now - self._logged_at > LOG_SECONDS:
+            log.warning("overloaded", extra={"facts": {"turned_away": self._unlogged, "queue_rows": self.rows}})
+            self._logged_at, self._unlogged = now, 0
+
+
+async def turn_away(error: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that was not let in, for as little as possible. The server skips its body, and the connection
+    stays; but who waits to be asked for the body may or may not send it then."""
+    record: Record = scope["state"]["record"]
+    record.is_common = True
+    is_oip = errors.OIP.match(scope["path"]) is not None
+    content = BUSY_IN_OIP if is_oip else bytes(BUSY.body)
+    headers = [
+        (b"content-length", b"%d" % len(content)),
+        (b"content-type", b"application/json" if is_oip else errors.MEDIA_TYPE.encode()),
+        (b"retry-after", b"%d" % error.pause),
+    ]
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _pause(behind: float) -> int:
+    """The seconds after which to come again: the later, the longer the queue is and the longer it has lasted (`behind`
+    is both together), and at random, so that not all who were turned away come back at once."""
+    return random.randint(1, 1 + min(LONGEST_PAUSE, ceil(behind)))
