@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 from math import ceil
-from typing import Final, Self
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
@@ -17,7 +17,7 @@ from service import errors
 from service.body import Announced
 from service.errors import Overloaded
 from service.metrics import Metrics
-from service.pace import Pace
+from service.pace import REQUEST_BYTES, Pace
 from service.recorder import Record
 from service.runtime import Runtime, Verb
 from service.settings import Settings
@@ -36,58 +36,58 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Requests that take turns. `seconds` is what all that have a place are expected to take together; with fewer than
-    `servers` of them none waits."""
+    """Requests that take turns; with fewer than `servers` of them none waits.
+
+    `seconds` is what all `taken` places are expected to take together; a queue of at most `short` is as good as none.
+    """
 
     servers: int
+    short: float
     taken: int = 0
+    rows: int = 0
     seconds: float = 0.0
-    left_at: float = 0.0  # when the last of them was answered
-    short_at: float = 0.0  # when there was last as good as no queue
+    left_at: float = 0.0  # when the last place was left
+    short_at: float = 0.0  # when the queue was last short
 
+    def enter(self, pace: Pace, length: int, rows: int) -> float:
+        """Take a place for a request whose body is there; the seconds that it is expected to take, for `leave`."""
+        if not self.taken:
+            self.short_at = time.perf_counter()
+        seconds = pace.of_byte * (REQUEST_BYTES + length)
+        self.taken += 1
+        self.rows += rows
+        self.seconds += seconds
+        return seconds
 
-class Place:
-    """One request's place in a lane, as a context. `found` is how many rows it turned out to have."""
-
-    __slots__ = ("_gate", "_lane", "_length", "_pace", "_rows", "_seconds", "_taken_at", "found")
-
-    def __init__(self, gate: "Gate", lane: Lane, pace: Pace, length: int, rows: int) -> None:
-        self._gate, self._lane, self._pace, self._length = gate, lane, pace, length
-        self._rows = self.found = rows
-        self._seconds = pace.seconds(length)
-        self._taken_at = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        lane = self._lane
-        if lane.seconds <= self._gate.short:
-            lane.short_at = self._taken_at
-        lane.taken += 1
-        lane.seconds += self._seconds
-        self._gate.rows += self._rows
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        lane, now = self._lane, time.perf_counter()
-        self._gate.rows -= self._rows
-        lane.taken -= 1
-        lane.seconds = lane.seconds - self._seconds if lane.taken else 0.0
-        if kind is None:
-            # Since the one before was answered the lane was this one's: so whatever the process does besides, and
-            # whatever else the machine does, is in what a request takes.
-            self._pace.learn(now - max(lane.left_at, self._taken_at), self._length, self.found)
-        lane.left_at = now
+    def leave(self, pace: Pace, length: int, rows: int, seconds: float, entered_at: float) -> None:
+        """Give the place back: `entered_at` is of time.perf_counter, all else as for and from `enter`."""
+        now = time.perf_counter()
+        self.taken -= 1
+        self.rows -= rows
+        self.seconds = left = self.seconds - seconds if self.taken else 0.0
+        if left <= self.short:
+            self.short_at = now
+        # Since the one before left, the lane was this one's: so whatever the process does besides, and whatever else
+        # the machine does, is in what a request takes.
+        pace.learn(length, now - (self.left_at if self.left_at > entered_at else entered_at))
+        self.left_at = now
 
 
 class Gate:
-    """Lets requests in or turns them away. To be called on the event loop only; `rows` are those that wait or run."""
+    """Lets requests in or turns them away. It and its lanes are to be called on the event loop only."""
 
     def __init__(self, settings: Settings, metrics: Metrics, *, threads: int) -> None:
-        self.loop, self.threads = Lane(servers=1), Lane(servers=threads)
-        self.rows, self.short = 0, settings.deadline * SHORT
+        short = settings.deadline * SHORT
+        self.loop, self.threads = Lane(servers=1, short=short), Lane(servers=threads, short=short)
         self._deadline, self._most = settings.deadline, settings.max_queue_rows
         self._metrics = metrics
         metrics.queue_rows.set_function(lambda: self.rows)
         self._logged_at, self._unlogged = 0.0, 0
+
+    @property
+    def rows(self) -> int:
+        """Those that wait or run."""
+        return self.loop.rows + self.threads.rows
 
     def admit(self, loaded: Runtime, verb: Verb, announced: Announced, *, is_long: bool) -> None:
         """Raises Overloaded where a request, as announced, would wait for too much of its deadline.
@@ -99,15 +99,11 @@ class Gate:
             return
         now = time.perf_counter()
         share = (BURST if now - lane.short_at <= INTERVAL else STANDING) * announced.priority
-        pace = (loaded.long_pace if is_long else loaded.short_pace)[verb]
-        is_full = self.rows + pace.rows(announced.length) > self._most * min(announced.priority, 1.0)
+        rows = loaded.long_pace[verb].rows(announced.length) if is_long else 0
+        is_full = self.rows + rows > self._most * min(announced.priority, 1.0)
         if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
             self._count(loaded.manifest.name, now)
             raise Overloaded(_pause(lane.seconds + now - lane.short_at))
-
-    def take(self, lane: Lane, pace: Pace, length: int, rows: int | None = None) -> Place:
-        """A place for a request whose body is there; `rows` are estimated where they are not known."""
-        return Place(self, lane, pace, length, pace.rows(length) if rows is None else rows)
 
     def overdue(self, model: str) -> None:
         """Count a request whose deadline was over before it was scored."""

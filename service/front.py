@@ -6,6 +6,7 @@ to itself, so that /livez stays quick.
 """
 
 import re
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -97,10 +98,15 @@ class Front:
             return await self._score(loaded, raw, verb, announced, due, receive)
         if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
             self._gate.admit(loaded, verb, announced, is_long=True)
-        with self._gate.take(self._gate.threads, loaded.long_pace[verb], len(raw)) as place:
+        lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
+        rows = pace.rows(len(raw))
+        seconds = lane.enter(pace, len(raw), rows)
+        try:
             reply = await self._turns.run(lambda: self._act(loaded, raw, verb, announced), due=due, receive=receive)
-            place.found = reply.rows
-            return reply
+        finally:
+            lane.leave(pace, len(raw), rows, seconds, entered_at)
+        pace.learn_rows(len(raw), reply.rows)
+        return reply
 
     def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced) -> Reply:
         """The answer to a request that has a thread to itself."""
@@ -122,20 +128,23 @@ class Front:
         self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, due: float, receive: Receive
     ) -> Reply:
         """The answer to a request that is scored together with others."""
-        gate, form = self._gate, _form(verb, announced)
+        lane, pace, form = self._gate.loop, loaded.short_pace[verb], _form(verb, announced)
         with loaded.statistics.request() as stages:
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             rows = count_of(request)
-            with gate.take(gate.loop, loaded.short_pace[verb], len(raw), rows):
+            seconds = lane.enter(pace, len(raw), rows)
+            try:
                 if rows > loaded.batcher.rows:
                     scored = await self._turns.run(lambda: loaded.score_all([request]), due=due, receive=receive)
                 else:
                     waiting = loaded.batcher.submit(request, rows=rows, due=due)
-                    is_soon = loaded.batcher.inline and gate.loop.seconds < LONG_WAIT
+                    is_soon = loaded.batcher.inline and lane.seconds < LONG_WAIT
                     scored = await (waiting if is_soon else unless_gone(waiting, receive))
                 stages.scored(scored.seconds)
                 return form.answer(loaded, scored, asked)
+            finally:
+                lane.leave(pace, len(raw), rows, seconds, stages.started)
 
 
 PREDICT: Final = Form(scorer.read, scorer.answer)
