@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from service import errors
 from service.body import Announced
@@ -23,15 +23,21 @@ from service.runtime import Runtime, Verb
 from service.settings import Settings
 
 BURST: Final = 0.5  # share of its deadline that a request may be expected to wait,
-STANDING: Final = 0.1  # and where others have waited all the last second: a queue that stays helps nobody
+STANDING: Final = 0.2  # and where others have waited all the last second: a queue that stays helps nobody
 SHORT: Final = 0.02  # share of the deadline under which a queue is as good as none
 INTERVAL: Final = 1.0  # seconds after which a queue counts as one that stays
 LONGEST_PAUSE: Final = 10  # seconds that a client may be asked to wait beyond the first
 LOG_SECONDS: Final = 1.0
-BUSY: Final = errors.refused(Overloaded())
-BUSY_IN_OIP: Final = errors.said_in_oip(errors.KINDS[Overloaded].title, str(Overloaded()))
-
 log = logging.getLogger(__name__)
+
+
+def _said(content: bytes, media_type: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A body, and the headers that every answer with it has."""
+    return content, [(b"content-length", b"%d" % len(content)), (b"content-type", media_type.encode())]
+
+
+BUSY: Final = _said(bytes(errors.refused(Overloaded()).body), errors.MEDIA_TYPE)
+BUSY_IN_OIP: Final = _said(errors.said_in_oip(errors.KINDS[Overloaded].title, str(Overloaded())), "application/json")
 
 
 @dataclass(slots=True, eq=False)
@@ -107,30 +113,25 @@ class Gate:
 
     def overdue(self, model: str) -> None:
         """Count a request whose deadline was over before it was scored."""
-        self._metrics.refused.labels(model, "deadline").inc()
+        self._metrics.refusals[model, "deadline"].inc()
 
     def _count(self, model: str, now: float) -> None:
         """Count a request that is turned away. The log has a line a second: one each would cost as much as answers."""
-        self._metrics.refused.labels(model, "overload").inc()
+        self._metrics.refusals[model, "overload"].inc()
         self._unlogged += 1
         if now - self._logged_at > LOG_SECONDS:
             log.warning("overloaded", extra={"facts": {"turned_away": self._unlogged, "queue_rows": self.rows}})
             self._logged_at, self._unlogged = now, 0
 
 
-async def turn_away(error: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:
+async def turn_away(error: Overloaded, scope: Scope, send: Send) -> None:
     """Answer a request that was not let in, for as little as possible. The server skips its body, and the connection
-    stays; but who waits to be asked for the body may or may not send it then."""
+    stays; but a client that waits to be asked for the body may or may not send it then."""
     record: Record = scope["state"]["record"]
     record.is_common = True
-    is_oip = errors.OIP.match(scope["path"]) is not None
-    content = BUSY_IN_OIP if is_oip else bytes(BUSY.body)
-    headers = [
-        (b"content-length", b"%d" % len(content)),
-        (b"content-type", b"application/json" if is_oip else errors.MEDIA_TYPE.encode()),
-        (b"retry-after", b"%d" % error.pause),
-    ]
-    if any(name == b"expect" for name, _ in scope["headers"]):
+    content, headers = BUSY_IN_OIP if errors.OIP.match(scope["path"]) else BUSY
+    headers = [*headers, (b"retry-after", b"%d" % error.pause)]
+    if b"expect" in dict(scope["headers"]):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": content})
@@ -139,4 +140,4 @@ async def turn_away(error: Overloaded, scope: Scope, receive: Receive, send: Sen
 def _pause(behind: float) -> int:
     """The seconds after which to come again: the later, the longer the queue is and the longer it has lasted (`behind`
     is both together), and at random, so that not all who were turned away come back at once."""
-    return random.randint(1, 1 + min(LONGEST_PAUSE, ceil(behind)))
+    return 1 + int(random.random() * (1 + min(LONGEST_PAUSE, ceil(behind))))

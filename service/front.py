@@ -69,7 +69,7 @@ class Front:
         try:
             content, headers, _ = await self._answer(scope, receive, **scope["path_params"])
         except Overloaded as error:
-            await turn_away(error, scope, receive, send)
+            await turn_away(error, scope, send)
             return
         except (ServiceError, InputError) as error:
             if isinstance(error, Overdue):

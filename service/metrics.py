@@ -106,6 +106,7 @@ class Metrics:
         self.registry.register(self._memory)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.refusals: dict[tuple[str, str], Counter] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def on_gpu(self, number: int) -> None:
@@ -115,7 +116,7 @@ class Metrics:
     def serves(self, model: str) -> None:
         """Let what is counted of a model begin with zero: the first of its kind would go unseen by `rate`."""
         for reason in ("overload", "deadline"):
-            self.refused.labels(model, reason)
+            self.refusals[model, reason] = self.refused.labels(model, reason)
         for reason in ("deadline", "gone"):
             self.dropped_rows.labels(model, reason)
 
