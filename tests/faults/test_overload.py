@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -143,8 +144,9 @@ def serve(bundles: Path, started: Started) -> Iterator[Callable[..., Target]]:
         def start(flags: Mapping[str, str] = MappingProxyType({})) -> Target:
             os.sched_setaffinity(0, cores[1:2])
             given = [word for pair in flags.items() for word in pair]
-            context = started("--bundles", str(bundles), "--log-level", "error", *given)
-            process, url = stack.enter_context(context)
+            process, url = stack.enter_context(started("--bundles", str(bundles), *given))
+            assert process.stderr
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # or what it logs would fill the pipe
             os.sched_setaffinity(0, cores[:1])
             host, _, port = url.removeprefix("http://").partition(":")
             return Target(process, Address(host, int(port)))
