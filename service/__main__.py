@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
     app = create_app(chosen)
-    server = Server(app, announce, app.leave, lame_duck=chosen.lame_duck)
+    server = Server(app, announce, app.leave, app.late, chosen)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

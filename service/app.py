@@ -27,6 +27,7 @@ class Service(FastAPI):
 
     verbs: ASGIApp
     leave: Callable[[], None]  # to be ready no more
+    late: Callable[[str], None]  # to count a client that took too long to send or to read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -74,6 +75,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(Front(catalog, sets, settings), metrics)
     app.leave = catalog.leave
+    app.late = lambda stage: metrics.slow_clients.labels(stage).inc()
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -86,6 +86,12 @@ class Metrics:
             "What the candidate sets count towards max_candidate_set_bytes",
             registry=self.registry,
         )
+        self.slow_clients = Counter(
+            "factorlens_slow_clients_total",
+            "Connections that ended because the client took too long; stage is head, body or answer",
+            ("stage",),
+            registry=self.registry,
+        )
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
