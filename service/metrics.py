@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bundle import device
+from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -95,6 +96,8 @@ class Metrics:
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
+        self.versions = Versioned()
+        self.registry.register(self.versions)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

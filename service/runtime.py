@@ -20,6 +20,7 @@ from bundle.manifest import GraphName
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
+from service.drift import Scores
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
@@ -53,6 +54,7 @@ class Runtime:
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
         self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
         self.ranking, self.statistics = predictor.ranking, Statistics()
+        self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self._metrics = metrics
         self._rows = metrics.rows.labels(self.manifest.name)
@@ -74,7 +76,13 @@ class Runtime:
         rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
+        metrics.versions.add(self)
         self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Its model and its version, for metrics."""
+        return self.manifest.name, str(self.manifest.version)
 
     @property
     def example(self) -> Instance:
@@ -106,6 +114,8 @@ class Runtime:
         """Logits, predictions and the names of unknown fields, for every row."""
         started = time.perf_counter()
         logits = self.logits(rows)
+        if self.scores:
+            self.scores.add(logits)
         unknown = _named(self.count(rows), self.schema.names)  # only now: a batch whose run fails is done in halves
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)

@@ -28,8 +28,11 @@ from service.exposition import Family
 from service.server import DRAIN_SECONDS, announce
 from service.settings import Settings
 
+LOAD_SECONDS: Final = 1800.0  # that a worker may take to load
 LISTEN_SECONDS: Final = 30.0  # that a worker may take to listen
 MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
+WATCH_SECONDS: Final = 1.0  # between questions for its metrics: what a worker counted since dies with it
+HANG_SECONDS: Final = 30.0  # without an answer, after which a worker is replaced
 END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
 STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
 LONGEST_PAUSE: Final = 30.0
@@ -103,7 +106,7 @@ class Supervisor:
         )
         child = await Child.spawn(begin, self._asked)
         with self._starting(child):
-            await child.loaded()
+            await child.loaded(seconds=LOAD_SECONDS)
         if self._inventory is None:
             self._inventory = child.inventory
         return child
@@ -119,6 +122,7 @@ class Supervisor:
                         raise StartFailed(failure)
                 await child.listen(seconds=LISTEN_SECONDS)
             self._members[child.number] = child
+            self._run(self._watch(child))
 
     @contextmanager
     def _starting(self, child: Child) -> Iterator[None]:
@@ -152,6 +156,15 @@ class Supervisor:
                         self._failure = f"no worker is left, and none can be started: {failed}"
                         self._stop.set()
             log.info("worker replaced", extra={"facts": {"worker": number}})
+
+    async def _watch(self, child: Child) -> None:
+        """Keep what a worker has counted, and kill it where it hangs: `_keep` then replaces it."""
+        while child.is_alive:
+            await asyncio.sleep(WATCH_SECONDS)
+            if await child.hangs(seconds=HANG_SECONDS):
+                log.error("worker hangs", extra={"facts": {"worker": child.number, "seconds": HANG_SECONDS}})
+                child.kill()
+                return
 
     async def _gone(self, child: Child) -> int:
         code = await child.ended()
