@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
     app = create_app(chosen)
-    server = Server(app, announce, app.leave, lame_duck=chosen.lame_duck)
+    server = Server(app, announce, app.leave, app.has_failed, lame_duck=chosen.lame_duck)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return 0 if server.started and not app.has_failed() else 1
 
 
 def _bind(chosen: Settings) -> socket.socket:

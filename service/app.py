@@ -27,6 +27,7 @@ class Service(FastAPI):
 
     verbs: ASGIApp
     leave: Callable[[], None]  # to be ready no more
+    has_failed: Callable[[], bool]  # whether only another process can help
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -43,6 +44,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics = control or Alone(), Metrics()
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
+    catalog.prepare = sets.prepare
 
     def apply(command: Command) -> None:
         match command:
@@ -73,7 +75,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(Front(catalog, sets, settings), metrics)
-    app.leave = catalog.leave
+    app.leave, app.has_failed = catalog.leave, lambda: bool(catalog.failures)
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

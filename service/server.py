@@ -29,6 +29,8 @@ class Server(uvicorn.Server):
     SIGTERM makes it a lame duck: `leave` is called, and for `lame_duck` seconds it goes on answering, new connections,
     too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
     for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal.
+
+    Once `has_failed` it does as after SIGTERM: whoever started the process is to start another one.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         announce: Callable[[Sequence[socket.socket]], Awaitable[None]],
         leave: Callable[[], None],
+        has_failed: Callable[[], bool] = lambda: False,
         *,
         lame_duck: float,
     ) -> None:
@@ -54,6 +57,7 @@ class Server(uvicorn.Server):
             )
         )
         self._announce, self._leave, self._lame_duck = announce, leave, lame_duck
+        self._has_failed = has_failed
         self._is_leaving = False
         self._ends = math.inf
 
@@ -72,6 +76,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
+        if not self._is_leaving and self._has_failed():
+            self._is_leaving = True
         if self._is_leaving and math.isinf(self._ends):
             self._become_lame_duck()
         return await super().on_tick(counter) or time.monotonic() >= self._ends
