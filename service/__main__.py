@@ -18,6 +18,7 @@ log = logging.getLogger("service")
 def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["bench"]:
         return bench.main(arguments[1:])
+    logs.keep_stderr()
     try:
         chosen = settings.load(arguments)
         if chosen.workers > 1 and sys.platform != "linux":

@@ -68,6 +68,7 @@ class Runtime:
             for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
+        self._failed_runs = {graph: metrics.failed_runs.labels(self.manifest.name, graph) for graph in self._runs}
         on_gpu = predictor.score.chosen != "cpu"
         # On a processor that is shared with others only the thread's own time says how long a run is.
         clock = time.perf_counter if on_gpu else time.thread_time
@@ -179,7 +180,7 @@ class Runtime:
         return answers
 
     def _failed(self, graph: GraphName, error: RuntimeRefused) -> RunFailed:
-        self._metrics.failed_runs.labels(self.manifest.name, graph).inc()
+        self._failed_runs[graph].inc()
         if not self.has_failed:  # else it is said, and each of many requests would say it again
             try:
                 self.predictor.score.run(self.encoder.rows([self.example]))
