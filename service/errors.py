@@ -15,7 +15,8 @@ ServiceError
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
-└── Overdue            the request has waited too long for its turn
+├── Overdue            the request has waited too long for its turn
+└── RunFailed          onnxruntime, or the device under it, failed
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -135,6 +136,10 @@ class Overdue(ServiceError):
     """A request that waited longer than `patience` and was not scored."""
 
 
+class RunFailed(ServiceError):
+    """A request that onnxruntime, or the device under it, could not run; no request is to blame for that."""
+
+
 class _Kind(NamedTuple):
     status: HTTPStatus
     title: str
@@ -157,11 +162,13 @@ KINDS: dict[type[Exception], _Kind] = {
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
+    RunFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The model could not be run"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     BodyUnsupported: {"accept": "application/json"},
     Overdue: {"retry-after": "1"},
+    RunFailed: {"retry-after": "1"},
 }
 
 

@@ -54,6 +54,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.failed_runs = Counter(
+            "factorlens_failed_runs_total",
+            "Runs of a graph that onnxruntime, or the device under it, failed",
+            ("model", "graph"),
+            registry=self.registry,
+        )
         self.unknown_values = Counter(
             "factorlens_unknown_values_total",
             "Rows in which a field held a value that is not in its vocabulary",

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any, Final
@@ -31,21 +32,31 @@ YOUNG_OBJECTS = 10_000  # before a collection looks at them: those of answers un
 log = logging.getLogger(__name__)
 
 
-class Server(uvicorn.Server):
-    """Answers with `app`; `announce` is called once it does, and `late` for each client that took longer than
-    `settings` allow, with what it was to do: head, body or answer.
+@dataclass(frozen=True)
+class Hooks:
+    """What a server and its app say to each other: `leave`: be ready no more. `late`: a client took longer than the
+    settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help."""
 
-    SIGTERM makes it a lame duck: `leave` is called, and for `lame_duck` seconds it goes on answering, new connections,
+    leave: Callable[[], None]
+    late: Callable[[str], None]
+    has_failed: Callable[[], bool]
+
+
+class Server(uvicorn.Server):
+    """Answers with `app`; `announce` is called once it does.
+
+    SIGTERM makes it a lame duck: the app leaves, and for `lame_duck` seconds it goes on answering, new connections,
     too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
     for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal.
+
+    Once its app has failed it does as after SIGTERM: whoever started the process is to start another one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         announce: Callable[[Sequence[socket.socket]], Awaitable[None]],
-        leave: Callable[[], None],
-        late: Callable[[str], None],
+        hooks: Hooks,
         settings: Settings,
     ) -> None:
         limits = Limits(_seconds(settings), _connections(), self._count_late)
@@ -63,8 +74,8 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
-        self._announce, self._leave, self._lame_duck = announce, leave, settings.lame_duck
-        self._late, self._late_ones = late, Counter[str]()
+        self._announce, self._hooks, self._lame_duck = announce, hooks, settings.lame_duck
+        self._late_ones = Counter[str]()
         self._is_crowded_by = limits.connections / 2
         self._is_leaving = False
         self._ends = math.inf
@@ -85,13 +96,15 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
+        if not self._is_leaving and self._hooks.has_failed():
+            self._is_leaving = True
         if self._is_leaving and math.isinf(self._ends):
             self._become_lame_duck()
         return await super().on_tick(counter) or time.monotonic() >= self._ends
 
     def _become_lame_duck(self) -> None:
         self._ends = time.monotonic() + self._lame_duck
-        self._leave()
+        self._hooks.leave()
         # uvicorn puts the latter, made anew every second from the former, before the headers of every answer, and
         # closes a connection after an answer that says so.
         self.config.encoded_headers.append(CLOSE)
@@ -117,7 +130,7 @@ class Server(uvicorn.Server):
                 self._late_ones.clear()
 
     def _count_late(self, awaited: Awaited) -> None:
-        self._late(awaited.value)
+        self._hooks.late(awaited.value)
         self._late_ones[awaited.value] += 1
 
 
