@@ -74,7 +74,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(oip.router(catalog, settings))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.verbs = Recorder(Front(catalog, sets, settings, metrics), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),

@@ -1,6 +1,7 @@
 """What a request can be refused for, as one tree, and the one table that gives each its HTTP status (RFC 9457).
 
 ServiceError
+├── HeaderRefused      a header that says how to answer has no sense
 ├── BodyUnreadable     the body is not JSON, or not the Arrow stream it is said to be
 ├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyUnsupported    the body is an Arrow stream, and none is taken here
@@ -15,8 +16,13 @@ ServiceError
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
+<<<<<<< HEAD
 ├── Overdue            the request has waited too long for its turn
 └── RunFailed          onnxruntime, or the device under it, failed
+=======
+├── Overloaded         too much waits already
+└── Overdue            the request has waited too long for its turn
+>>>>>>> overload
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -64,6 +70,10 @@ class ServiceError(Exception):
     """Base of every refusal; its text is a sentence for the client."""
 
     refusals: tuple[Refusal, ...] = ()
+
+
+class HeaderRefused(ServiceError):
+    """A header for the service, such as X-Request-Timeout-Ms, that is none of what it may be."""
 
 
 class BodyUnreadable(ServiceError):
@@ -132,8 +142,16 @@ class SetsFull(ServiceError):
     """A candidate set for which there is no room; none is ever put out for another."""
 
 
+class Overloaded(ServiceError):
+    """A request that was turned away before its body was read; to be sent again after `pause` seconds."""
+
+    def __init__(self, pause: int = 1) -> None:
+        super().__init__("too many requests wait: none of this one was read, send it again later")
+        self.pause = pause
+
+
 class Overdue(ServiceError):
-    """A request that waited longer than `patience` and was not scored."""
+    """A request that was not at work by its deadline, and was not scored."""
 
 
 class RunFailed(ServiceError):
@@ -146,6 +164,7 @@ class _Kind(NamedTuple):
 
 
 KINDS: dict[type[Exception], _Kind] = {
+    HeaderRefused: _Kind(HTTPStatus.BAD_REQUEST, "A header cannot be read"),
     BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body cannot be read"),
     BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in a way that is not known here"),
     BodyUnsupported: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "An Arrow stream is not taken here"),
@@ -161,6 +180,7 @@ KINDS: dict[type[Exception], _Kind] = {
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
+    Overloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is overloaded"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
     RunFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The model could not be run"),
 }
@@ -219,8 +239,13 @@ class _Refusal(Response):
         status = self._problem.status
         if status == HTTPStatus.UNPROCESSABLE_ENTITY:
             status = HTTPStatus.BAD_REQUEST
-        said = msgspec.json.encode({"error": f"{self._problem.title}: {self._problem.detail}"})
+        said = said_in_oip(self._problem.title, self._problem.detail)
         await Response(said, status, self._own, "application/json")(scope, receive, send)
+
+
+def said_in_oip(title: str, detail: str) -> bytes:
+    """A problem as the Open Inference Protocol says it."""
+    return msgspec.json.encode({"error": f"{title}: {detail}"})
 
 
 def _slug(name: str) -> str:

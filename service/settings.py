@@ -92,8 +92,14 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds in which the body of a request has to arrive, and an answer has to be read",
     )
-    patience: float = Field(
-        default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
+    deadline: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds from its head in which a request for scores has to be at work, or it is answered with a "
+        "503; its header X-Request-Timeout-Ms may say otherwise",
+    )
+    max_queue_rows: int = Field(
+        default=1_000_000, ge=1, description="rows that may wait or run in each worker before requests are turned away"
     )
     lame_duck: float = Field(
         default=3.0,
