@@ -6,7 +6,8 @@ ServiceError
 ├── BodyUnsupported    the body is an Arrow stream, and none is taken here
 ├── BodyTooLarge       the body has too many bytes
 ├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
-├── Forbidden          what is served may not be changed by this request
+├── Unauthorized       no key, or none that is known here
+├── Forbidden          a key that is not good for this, or a change to what is served that may not be
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlFailed      a change that not every worker has made
@@ -91,8 +92,12 @@ class BodyRefused(ServiceError):
         self.refusals = refusals
 
 
+class Unauthorized(ServiceError):
+    """A request without a key that is known here."""
+
+
 class Forbidden(ServiceError):
-    """A request that would change what is served, and may not."""
+    """A request that its key is not good for, or that would change what is served, and may not."""
 
 
 class NotFound(ServiceError):
@@ -127,7 +132,8 @@ KINDS: dict[type[Exception], _Kind] = {
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
-    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
+    Unauthorized: _Kind(HTTPStatus.UNAUTHORIZED, "A key is needed"),
+    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "The request is not allowed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
@@ -137,6 +143,7 @@ KINDS: dict[type[Exception], _Kind] = {
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     BodyUnsupported: {"accept": "application/json"},
+    Unauthorized: {"www-authenticate": "Bearer"},
     Overdue: {"retry-after": "1"},
 }
 

@@ -1,10 +1,12 @@
 """uvicorn, as every process that answers requests runs it."""
 
+import asyncio
 import gc
 import logging
 import math
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import FrameType
@@ -28,7 +30,7 @@ class Server(uvicorn.Server):
 
     SIGTERM makes it a lame duck: `leave` is called, and for `lame_duck` seconds it goes on answering, new connections,
     too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
-    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal.
+    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal. SIGHUP calls `renew`.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         announce: Callable[[Sequence[socket.socket]], Awaitable[None]],
         leave: Callable[[], None],
+        renew: Callable[[], None],
         *,
         lame_duck: float,
     ) -> None:
@@ -53,7 +56,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
-        self._announce, self._leave, self._lame_duck = announce, leave, lame_duck
+        self._announce, self._leave, self._renew, self._lame_duck = announce, leave, renew, lame_duck
         self._is_leaving = False
         self._ends = math.inf
 
@@ -62,6 +65,8 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # the models stay: no later collection has to walk through them
         gc.set_threshold(YOUNG_OBJECTS)
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._renew)
         await self._announce(sockets or [])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

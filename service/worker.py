@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure(settings.log_level, worker=begin.number)
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    Server(app, channel.announce, app.leave, lame_duck=settings.lame_duck).run(sockets=[_bind(begin)])
+    Server(app, channel.announce, app.leave, app.renew, lame_duck=settings.lame_duck).run(sockets=[_bind(begin)])
     return 0
 
 
