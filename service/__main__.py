@@ -6,14 +6,16 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from bundle import device
-from service import keygen, keys, logs, settings, supervisor
+from service import hardening, keygen, keys, logs, settings, supervisor
 from service.app import create_app
 from service.bench import cli as bench
 from service.keys import KeysRefused
 from service.server import Server, announce
 from service.settings import Settings, SettingsRefused
+from service.tls import Tls, TlsRefused
 
 log = logging.getLogger("service")
 
@@ -29,21 +31,34 @@ def main(arguments: Sequence[str]) -> int:
         chosen = settings.load(arguments)
         if chosen.api_keys is not None:
             keys.check(chosen.api_keys)
+        tls = Tls.of(chosen)
+        weak = hardening.weaknesses()
+        if weak and chosen.hardened:
+            raise SettingsRefused("the setting hardened is true, and it is not: " + "; ".join(weak))
         if chosen.workers > 1 and sys.platform != "linux":
             raise SettingsRefused(f"workers (--workers): expected 1 on {sys.platform}, which deals no connections out")
         if chosen.workers > 1 and chosen.provider != "cpu":
             chosen = settings.one_for_each_gpu(chosen, device.count())
         listener = _bind(chosen)
-    except (SettingsRefused, KeysRefused) as error:
+    except (SettingsRefused, KeysRefused, TlsRefused) as error:
         print(error, file=sys.stderr)
         return 1
     logs.configure(chosen.log_level)
+    if weak:
+        log.info("not hardened", extra={"facts": {"reasons": weak}})
     for sentence in settings.unknown_variables():
         log.warning("unknown variable", extra={"facts": {"reason": sentence}})
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
     app = create_app(chosen)
-    server = Server(app, announce, app.leave, app.renew, lame_duck=chosen.lame_duck)
+    server = Server(
+        app,
+        partial(announce, scheme=chosen.scheme),
+        app.leave,
+        app.renew,
+        lame_duck=chosen.lame_duck,
+        tls=tls,
+    )
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

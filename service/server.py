@@ -15,6 +15,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.tls import Tls
 from service.transport import Protocol
 
 CLOSE: Final = (b"connection", b"close")
@@ -30,7 +31,8 @@ class Server(uvicorn.Server):
 
     SIGTERM makes it a lame duck: `leave` is called, and for `lame_duck` seconds it goes on answering, new connections,
     too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
-    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal. SIGHUP calls `renew`.
+    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal. SIGHUP calls
+    `renew`, and reads the certificate again where there is one.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Server(uvicorn.Server):
         renew: Callable[[], None],
         *,
         lame_duck: float,
+        tls: Tls | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -54,9 +57,11 @@ class Server(uvicorn.Server):
                 http=Protocol,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
+                ssl_context_factory=None if tls is None else lambda *_: tls.context,
             )
         )
         self._announce, self._leave, self._renew, self._lame_duck = announce, leave, renew, lame_duck
+        self._tls = tls
         self._is_leaving = False
         self._ends = math.inf
 
@@ -66,8 +71,13 @@ class Server(uvicorn.Server):
         gc.freeze()  # the models stay: no later collection has to walk through them
         gc.set_threshold(YOUNG_OBJECTS)
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._renew)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._read_again)
         await self._announce(sockets or [])
+
+    def _read_again(self) -> None:
+        self._renew()
+        if self._tls:
+            self._tls.renew()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM and self.started and self._lame_duck:
@@ -95,8 +105,8 @@ class Server(uvicorn.Server):
         log.info("stopped")
 
 
-async def announce(listeners: Sequence[socket.socket]) -> None:
+async def announce(listeners: Sequence[socket.socket], *, scheme: str) -> None:
     """Log where the service listens."""
     for listener in listeners:
         host, port = listener.getsockname()[:2]
-        log.info("listening", extra={"facts": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
+        log.info("listening", extra={"facts": {"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"}})

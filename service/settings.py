@@ -139,11 +139,27 @@ class Settings(BaseSettings):
         description="origins, such as https://shop.example, separated by commas, whose web pages may read answers in a "
         "browser; without any no page of another origin may",
     )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="a PEM file of the certificate, and of those between it and a root: then the service speaks HTTPS",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="a PEM file of the certificate's key, where it is not in the same file"
+    )
+    hardened: bool = Field(
+        default=False,
+        description="true refuses to start as root, with capabilities, without no-new-privileges, or with a root file "
+        "system that can be written to; false says at the start which of them hold",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
         "line at info, any other at debug",
     )
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def gpu(self) -> Gpu:

@@ -90,7 +90,7 @@ class Supervisor:
         except StartFailed as failed:
             self._failure = f"the service cannot start: {failed}"
             return
-        await announce([self._address])
+        await announce([self._address], scheme=self._settings.scheme)
         await asyncio.gather(*(self._keep(number) for number in numbers))
 
     async def _start(self, number: int) -> Child:
