@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         return keygen.main(arguments[1:])
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while it loads; then it means to read files again
+    logs.keep_stderr()
     try:
         chosen = settings.load(arguments)
         if chosen.api_keys is not None:
@@ -51,16 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
     app = create_app(chosen)
-    server = Server(
-        app,
-        partial(announce, scheme=chosen.scheme),
-        app.leave,
-        app.renew,
-        lame_duck=chosen.lame_duck,
-        tls=tls,
-    )
+    server = Server(app, partial(announce, scheme=chosen.scheme), app.hooks, chosen, tls)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return 0 if server.started and not app.hooks.has_failed() else 1
 
 
 def _bind(chosen: Settings) -> socket.socket:

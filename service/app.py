@@ -1,6 +1,6 @@
 """The composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -19,6 +19,7 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.server import Hooks
 from service.settings import Settings
 
 
@@ -26,8 +27,7 @@ class Service(FastAPI):
     """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
 
     verbs: ASGIApp
-    leave: Callable[[], None]  # to be ready no more
-    renew: Callable[[], None]  # to read again what is kept in files, and was changed
+    hooks: Hooks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -44,6 +44,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics, keys = control or Alone(), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
+    catalog.prepare = sets.prepare
 
     def apply(command: Command) -> None:
         match command:
@@ -80,8 +81,12 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings), settings, keys), metrics)
-    app.leave = catalog.leave
-    app.renew = keys.renew
+    app.hooks = Hooks(
+        leave=catalog.leave,
+        renew=keys.renew,
+        late=lambda stage: metrics.slow_clients.labels(stage).inc(),
+        has_failed=lambda: bool(catalog.failures),
+    )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

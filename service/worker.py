@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    server = Server(app, channel.announce, app.leave, app.renew, lame_duck=settings.lame_duck, tls=tls)
+    server = Server(app, channel.announce, app.hooks, settings, tls)
     server.run(sockets=[_bind(begin)])
-    return 0
+    return 1 if app.hooks.has_failed() else 0
 
 
 def _bind(begin: Begin) -> socket.socket:
