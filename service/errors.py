@@ -11,18 +11,15 @@ ServiceError
 ├── AddressTooLong     the address has too many bytes
 ├── Malformed          what was sent is no HTTP request
 ├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
-├── Forbidden          what is served may not be changed by this request
+├── Unauthorized       no key, or none that is known here
+├── Forbidden          a key that is not good for this, or a change to what is served that may not be
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
-<<<<<<< HEAD
+├── Overloaded         too much waits already
 ├── Overdue            the request has waited too long for its turn
 └── RunFailed          onnxruntime, or the device under it, failed
-=======
-├── Overloaded         too much waits already
-└── Overdue            the request has waited too long for its turn
->>>>>>> overload
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -122,8 +119,12 @@ class BodyRefused(ServiceError):
         self.refusals = refusals
 
 
+class Unauthorized(ServiceError):
+    """A request without a key that is known here."""
+
+
 class Forbidden(ServiceError):
-    """A request that would change what is served, and may not."""
+    """A request that its key is not good for, or that would change what is served, and may not."""
 
 
 class NotFound(ServiceError):
@@ -175,7 +176,8 @@ KINDS: dict[type[Exception], _Kind] = {
     Malformed: _Kind(HTTPStatus.BAD_REQUEST, "The request cannot be read"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
-    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
+    Unauthorized: _Kind(HTTPStatus.UNAUTHORIZED, "A key is needed"),
+    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "The request is not allowed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
@@ -187,6 +189,7 @@ KINDS: dict[type[Exception], _Kind] = {
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     BodyUnsupported: {"accept": "application/json"},
+    Unauthorized: {"www-authenticate": "Bearer"},
     Overdue: {"retry-after": "1"},
     RunFailed: {"retry-after": "1"},
 }
