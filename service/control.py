@@ -18,12 +18,28 @@ from service.exposition import Family
 Key = tuple[str, str]
 
 
+class Routes(Struct, frozen=True):
+    """Which versions of one model answer what; a version that does not serve (any more) is passed over.
+
+    `stable` answers requests that name no version (None: the highest that serves, other than canary and shadow),
+    but for `canary_percent` of them, by their key, that `canary` answers. `shadow` scores `shadow_percent` of what
+    `stable` has answered once more, for comparison alone.
+    """
+
+    stable: int | None = None
+    canary: int | None = None
+    canary_percent: float = 0.0
+    shadow: int | None = None
+    shadow_percent: float = 100.0
+
+
 class Versions(Struct, frozen=True):
-    """Of one model: those that serve, highest first, and those that were refused, each with the reason."""
+    """Of one model: those that serve, highest first, those that were refused, each with the reason, and the routes."""
 
     serving: list[int]
     rejected: dict[str, str]
     unloaded: bool = False
+    routes: Routes = Routes()
 
 
 Inventory = dict[str, Versions]
@@ -82,7 +98,19 @@ class ChangeModel(Struct, frozen=True, tag=True):
         """Nothing: a new process loads the inventory that this led to."""
 
 
-Command = PutSet | DropSet | ChangeModel
+class SetRoutes(Struct, frozen=True, tag=True):
+    """Let these routes be a model's from now on, in place of those it had."""
+
+    seconds: ClassVar[float] = 30.0
+
+    model: str
+    routes: Routes
+
+    def settle(self, present: dict[Key, "Command"]) -> None:
+        """Nothing: the inventory has the routes."""
+
+
+Command = PutSet | DropSet | ChangeModel | SetRoutes
 
 
 @dataclass(frozen=True)
