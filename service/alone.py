@@ -24,10 +24,14 @@ class Alone:
     async def join(self, member: Member) -> None:
         self._member = member
         await to_thread.run_sync(member.load, await self._planner.start())
-        self._planner.keep(member.inventory())
+        await to_thread.run_sync(lambda: self._planner.keep(member.inventory()))
 
     async def run(self) -> None:
-        """Nothing yet."""
+        await self._planner.watch(self._do)
+
+    async def look(self) -> None:
+        """Take in what came into the folder of bundles, and let go of what left it."""
+        await self._planner.look(self._do)
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):
@@ -46,4 +50,4 @@ class Alone:
             try:
                 await to_thread.run_sync(lambda: self._member.apply(plan()))
             finally:
-                self._planner.keep(self._member.inventory())
+                await to_thread.run_sync(lambda: self._planner.keep(self._member.inventory()))

@@ -4,9 +4,11 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Lock
 
-from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused
+from bundle import BundleError, BundleInvalid, BundleUntrusted, Categorical, Multi, Numeric, RuntimeRefused
+from bundle.device import Provider
 from bundle.schema import FittedField
 from service import folder, runtime
 from service.control import Inventory, Refused, Routes, Serve, SetRoutes, Versions
@@ -165,9 +167,9 @@ class Catalog:
                 trusted_keys=self._settings.trusted_keys or (),
                 gpu=self._settings.gpu,
             )
-            _check_place(loaded, model.name, version, digest)
+            check_place(loaded, path, digest)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
-            model.rejected[version] = refused(error, digest)
+            model.rejected[version] = refused(error, digest, self._settings.provider)
             unforeseen = not isinstance(error, BundleError)
             log.error("rejected", extra={"facts": facts | {"reason": str(error)}}, exc_info=unforeseen)
             return
@@ -224,13 +226,14 @@ def _describe_field(field: FittedField) -> FieldInfo:
     return FieldInfo.model_validate({"name": field.name, "kind": field.kind.kind, "source": field.kind.source, **known})
 
 
-def refused(error: Exception, digest: str) -> Refused:
+def refused(error: Exception, digest: str, provider: Provider) -> Refused:
     """Why a version was refused, for clients to read. What onnxruntime said may hold paths: only the log has it."""
     match error:
         case (RuntimeRefused() as said) | BundleInvalid(__cause__=RuntimeRefused() as said):
-            return Refused(str(said).removesuffix(f": {said.__cause__}"), digest, passing=True)
+            machine = said.__cause__ is None or provider in {"cuda", "tensorrt"}
+            return Refused(str(said).removesuffix(f": {said.__cause__}"), digest, passing=machine)
         case BundleInvalid():
-            return Refused(error.reason, digest)
+            return Refused(error.reason, digest, passing=isinstance(error, BundleUntrusted))
         case _:
             return Refused("it could not be loaded; the log says why", digest, passing=True)
 
@@ -240,9 +243,10 @@ def _labels(model: Model) -> set[tuple[str, str, str, str]]:
     return {(model.name, version, loaded.digest, loaded.manifest.key) for version, loaded in model.serving.items()}
 
 
-def _check_place(loaded: Runtime, name: str, version: str, digest: str) -> None:
-    manifest, path = loaded.manifest, loaded.predictor.bundle.path
-    if (manifest.name, str(manifest.version)) != (name, version):
+def check_place(loaded: Runtime, path: Path, digest: str) -> None:
+    """Raise BundleInvalid where a bundle lies in another model's or version's folder, or is not the one expected."""
+    manifest = loaded.manifest
+    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleInvalid(path, f"its manifest says that it is {manifest.name} version {manifest.version}")
     if loaded.digest != digest:
         raise BundleInvalid(path, "it was replaced while it was loaded")

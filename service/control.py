@@ -43,6 +43,13 @@ class Routes(Struct, frozen=True):
         return None if not versions else str(versions[0] if first is None else first)
 
 
+class Version(Struct, frozen=True):
+    """A version of a model, by number and by the sha256 of its manifest.json."""
+
+    version: int
+    digest: str
+
+
 class Refused(Struct, frozen=True):
     """Why a version does not serve: one whose manifest.json has the sha256 `digest` is not tried again.
 

@@ -32,5 +32,13 @@ def digest(path: Path) -> str:
         return ""
 
 
+def size(path: Path) -> int:
+    """Bytes of the files of a version."""
+    try:
+        return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
+    except OSError:
+        return 0
+
+
 def is_name(name: str) -> bool:
     return re.fullmatch(NAME_PATTERN, name) is not None and name not in RESERVED_NAMES

@@ -85,7 +85,7 @@ class Supervisor:
         numbers = range(self._settings.workers)
         try:
             first = await self._start(0, await self._planner.start())  # alone: what stops it would stop the others
-            self._planner.keep(first.inventory)
+            await asyncio.to_thread(self._planner.keep, first.inventory)
             children = [first, *await asyncio.gather(*(self._start(number) for number in numbers[1:]))]
             for child in children:
                 await self._join(child)
@@ -93,7 +93,8 @@ class Supervisor:
             self._failure = f"the service cannot start: {failed}"
             return
         await announce([self._address])
-        await asyncio.gather(*(self._keep(number) for number in numbers))
+        watching = self._planner.watch(self._of_own_accord)
+        await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
     async def _start(self, number: int, inventory: Inventory | None = None) -> Child:
         """A worker that has loaded what the others serve."""
@@ -209,6 +210,9 @@ class Supervisor:
             refused = type(error).__name__, str(error)
         await asker.send(Answer(ask.at, done, failed, refused))
 
+    async def _of_own_accord(self, plan: Callable[[], Command]) -> None:
+        await self._everywhere(plan, None, 0)
+
     async def _everywhere(self, plan: Callable[[], Command], asker: Child | None, at: int) -> tuple[int, int]:
         """How many workers carried out a command, and how many others did not.
 
@@ -230,7 +234,7 @@ class Supervisor:
                 command.settle(self._present)
             agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
             if agreed:
-                self._planner.keep(agreed[0].inventory)
+                await asyncio.to_thread(self._planner.keep, agreed[0].inventory)
             others = [(child, "it serves something else") for child in agreed if child.inventory != agreed[0].inventory]
             for child, failure in [*others, *(failed if done else [])]:
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
