@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -60,6 +60,7 @@ class Catalog:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
+        self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
         self._is_leaving = False
 
@@ -140,7 +141,18 @@ class Catalog:
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
-        return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
+        said = [f"{model.name} has no version that serves ({model.reasons})" for model in idle]
+        return "; ".join(said + self.failures)
+
+    @property
+    def failures(self) -> list[str]:
+        """What cannot run any more, though it could when it was loaded: only another process may help."""
+        return [
+            f"version {version} of {model.name} cannot run any more"
+            for model in self.models.values()
+            for version, loaded in model.serving.items()
+            if loaded.has_failed
+        ]
 
     def _load_model(self, name: str, versions: Versions, serving: Mapping[str, Runtime]) -> Model:
         """The first good ones of these versions, and those that the routes name; what is among `serving`, with the same
@@ -168,6 +180,7 @@ class Catalog:
                 gpu=self._settings.gpu,
             )
             check_place(loaded, path, digest)
+            self.prepare(loaded)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
             model.rejected[version] = refused(error, digest, self._settings.provider)
             unforeseen = not isinstance(error, BundleError)

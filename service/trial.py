@@ -1,5 +1,5 @@
-"""`python -m service.trial`: opens bundles as the service does, so that one that crashes or eats memory ends no more than
-this process. `service.trials` starts it.
+"""`python -m service.trial`: opens bundles as the service does, so that one that crashes or eats memory ends no other
+process than this. `service.trials` starts it.
 
 One line of JSON comes on stdin, and stays open: when it is closed, whoever asked is no more. A line goes to stdout when
 this process is ready, and one after each bundle.

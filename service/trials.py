@@ -154,7 +154,7 @@ def _order(settings: Settings, candidates: Sequence[Candidate], room: int | None
         device=gpu.number,
         tf32=gpu.tf32,
         cuda_graphs=gpu.cuda_graphs,
-        tensorrt_cache=gpu.tensorrt_cache and str(gpu.tensorrt_cache),
+        tensorrt_cache=None if gpu.tensorrt_cache is None else str(gpu.tensorrt_cache),
         bytes=room,
         seconds=SECONDS,
     )
