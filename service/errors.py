@@ -15,6 +15,7 @@ ServiceError
 ├── Forbidden          a key that is not good for this, or a change to what is served that may not be
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
+├── Conflict           a change that what serves does not allow
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
 ├── Overloaded         too much waits already
@@ -135,6 +136,10 @@ class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
 
 
+class Conflict(ServiceError):
+    """A change that what serves does not allow: no earlier version to go back to."""
+
+
 class ControlFailed(ServiceError):
     """A change that some worker process could not make, or did not in time."""
 
@@ -180,6 +185,7 @@ KINDS: dict[type[Exception], _Kind] = {
     Forbidden: _Kind(HTTPStatus.FORBIDDEN, "The request is not allowed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    Conflict: _Kind(HTTPStatus.CONFLICT, "What serves does not allow it"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is overloaded"),
@@ -193,6 +199,14 @@ HEADERS: dict[type[Exception], dict[str, str]] = {
     Overdue: {"retry-after": "1"},
     RunFailed: {"retry-after": "1"},
 }
+
+
+def named(name: str, text: str) -> ServiceError:
+    """An error of ours that came from another process, by the name of its type."""
+    found = next((kind for kind in KINDS if kind.__name__ == name and issubclass(kind, ServiceError)), ServiceError)
+    made = found(text)
+    assert isinstance(made, ServiceError)
+    return made
 
 
 def refused(error: ServiceError | InputError) -> Response:
