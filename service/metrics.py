@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bundle import device
+from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -51,6 +52,12 @@ class Metrics:
             "One run of a graph in onnxruntime; graph is score, explain, rank_context or rank_candidates",
             ("model", "graph"),
             buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.failed_runs = Counter(
+            "factorlens_failed_runs_total",
+            "Runs of a graph that onnxruntime, or the device under it, failed",
+            ("model", "graph"),
             registry=self.registry,
         )
         self.unknown_values = Counter(
@@ -101,9 +108,17 @@ class Metrics:
             "What the candidate sets count towards max_candidate_set_bytes",
             registry=self.registry,
         )
+        self.slow_clients = Counter(
+            "factorlens_slow_clients_total",
+            "Connections that ended because the client took too long; stage is head, body or answer",
+            ("stage",),
+            registry=self.registry,
+        )
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
+        self.versions = Versioned()
+        self.registry.register(self.versions)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.refusals: dict[tuple[str, str], Counter] = {}

@@ -28,11 +28,13 @@ class Record:
     endpoint: str = ""
     model: str = "-"
     version: int | None = None
+    key: str | None = None  # the name of the caller's, where there are keys
     status: int = 0
     is_common: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def facts(self, seconds: float) -> dict[str, object]:
+        caller = {} if self.key is None else {"key": self.key}
         return {
             "request_id": self.request_id,
             "endpoint": self.endpoint,
@@ -40,6 +42,7 @@ class Record:
             "version": self.version,
             "status": self.status,
             "seconds": round(seconds, 6),
+            **caller,
         }
 
 
