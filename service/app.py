@@ -14,7 +14,7 @@ from bundle import InputError
 from service import candidate_routes, errors, oip, openapi, repository, routes
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet
+from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -52,6 +52,8 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                 sets.drop(command)
             case ChangeModel():
                 catalog.apply(command)
+            case SetRoutes():
+                catalog.route(command)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -4,21 +4,25 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+
+from msgspec import structs
 
 from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused, store
 from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
 from bundle.schema import FittedField
 from service import runtime
-from service.control import ChangeModel, Inventory, Versions
+from service.control import ChangeModel, Inventory, Routes, SetRoutes, Versions
 from service.errors import NotFound, NotReady
 from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
+from service.traffic import ROUTE_NAMES, RouteName, Traffic, check_routes, resolve, versions_named
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +35,38 @@ class Model:
     serving: dict[str, Runtime] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     unloaded: bool = False
+    routes: Routes = field(default_factory=Routes)
 
-    def version(self, version: str | None) -> Runtime:
-        """The version asked for, or the highest good one. Raises NotReady or NotFound with what is there."""
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What the routes come to; to be asked for once all versions are there."""
+        return resolve(self.name, self.routes, self.serving)
+
+    def version(self, version: str | None, key: bytes | None = None) -> Runtime:
+        """The version asked for, by number or by the name of a route, or else the stable one, or the canary where the
+        key of a request is among those it answers. Raises NotReady or NotFound with what is there."""
         if self.unloaded:
             raise NotReady(f"{self.name} is unloaded")
         if not self.serving:
             raise NotReady(f"no version of {self.name} can serve: {self.reasons}")
-        if version is None:
-            return next(iter(self.serving.values()))
+        if version is None and (loaded := self.traffic.of(key)):
+            return loaded
         if version in self.serving:
             return self.serving[version]
+        if version in ROUTE_NAMES:
+            return self._named(version)
         if version in self.rejected:
             raise NotReady(f"version {version} of {self.name} was refused: {self.rejected[version]}")
         raise NotFound(f"{self.name} has the versions {', '.join(self.serving)}")
+
+    def _named(self, route: RouteName) -> Runtime:
+        loaded: Runtime | None = getattr(self.traffic, route)
+        if loaded is not None:
+            return loaded
+        version: int | None = getattr(self.routes, route)
+        if version is None:
+            raise NotFound(f"{self.name} has no {route}; it has the versions {', '.join(self.serving)}")
+        raise NotReady(f"the {route} of {self.name}, version {version}, does not serve")
 
     @property
     def reasons(self) -> str:
@@ -61,6 +83,7 @@ class Catalog:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
+        self._routes: dict[str, Routes] = {}
         self._change = Lock()
         self._is_leaving = False
 
@@ -69,6 +92,7 @@ class Catalog:
 
         What cannot be loaded is refused, logged and kept apart.
         """
+        self._routes = {name: known.routes for name, known in (inventory or {}).items()}
         for name in _names(self._settings.bundles) if inventory is None else inventory:
             self._put(self._load_model(name, {}, inventory[name] if inventory else None))
         self._metrics.ready.set(not self.missing)
@@ -100,6 +124,16 @@ class Catalog:
         if refused is not None:
             raise NotReady(f"version {newest} of {model.name} was refused: {refused}")
 
+    def route(self, command: SetRoutes) -> None:
+        """Set the routes of a model. Raises NotFound where there is none, and RouteRefused where a version of them does
+        not serve."""
+        with self._change:
+            model = self.find(command.model)
+            check_routes(model.name, command.routes, model.serving, model.rejected)
+            self._routes[model.name] = command.routes
+            self._put(model)
+        log.info("routes", extra={"facts": {"model": model.name, **structs.asdict(command.routes)}})
+
     def leave(self) -> None:
         """Be ready no more, but go on serving: the process is about to end."""
         self._is_leaving = True
@@ -112,6 +146,7 @@ class Catalog:
     def _put(self, model: Model) -> None:
         """Let requests from now on find this, and metrics tell of it."""
         before = self.models.get(model.name)
+        model = replace(model, routes=self._routes.get(model.name, Routes()))
         self.models = dict(sorted({**self.models, model.name: model}.items()))
         here, gone = _labels(model), _labels(before) if before else set()
         for labels in gone - here:
@@ -120,11 +155,16 @@ class Catalog:
             self._metrics.model_info.labels(*labels).set(1)
         self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
         self._metrics.ready.set(not self.missing)
+        for version in _passed_over(model) - (_passed_over(before) if before else set()):
+            facts = {"model": model.name, "version": version, "stable": _number(model.traffic.stable)}
+            log.warning("passed over", extra={"facts": facts})
 
     def inventory(self) -> Inventory:
         """What is loaded, for another process to load the same."""
         return {
-            model.name: Versions([int(version) for version in model.serving], dict(model.rejected), model.unloaded)
+            model.name: Versions(
+                [int(version) for version in model.serving], dict(model.rejected), model.unloaded, model.routes
+            )
             for model in self.models.values()
         }
 
@@ -145,15 +185,16 @@ class Catalog:
         return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
 
     def _load_model(self, name: str, serving: Mapping[str, Runtime], known: Versions | None = None) -> Model:
-        """The newest good versions of a model, or those `known` elsewhere; those that are among `serving`, and the same
-        still, are taken over."""
+        """The newest good versions of a model and those that its routes name, or those `known` elsewhere; those that
+        are among `serving`, and the same still, are taken over."""
+        named = versions_named(self._routes.get(name, Routes()))
         if known is None:
             model, versions = Model(name), store.versions(self._settings.bundles, name)[::-1]
         else:
             model, versions = Model(name, rejected=dict(known.rejected), unloaded=known.unloaded), known.serving
         for version in versions:
-            if len(model.serving) == self._settings.versions:
-                break
+            if known is None and len(model.serving) >= self._settings.versions and str(version) not in named:
+                continue
             self._load_version(model, version, serving.get(str(version)))
         return model
 
@@ -258,6 +299,15 @@ def _is_same(loaded: Runtime, path: Path) -> bool:
         return sha256((path / store.MANIFEST).read_bytes()).hexdigest() == loaded.digest
     except OSError:
         return False
+
+
+def _passed_over(model: Model) -> set[str]:
+    """The versions that the routes name and that do not serve."""
+    return versions_named(model.routes) - model.serving.keys()
+
+
+def _number(loaded: Runtime | None) -> int | None:
+    return loaded.manifest.version if loaded else None
 
 
 def _labels(model: Model) -> set[tuple[str, str, str, str]]:

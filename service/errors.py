@@ -9,6 +9,7 @@ ServiceError
 ├── Forbidden          what is served may not be changed by this request
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
+├── RouteRefused       routes that name a version that does not serve
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
 └── Overdue            the request has waited too long for its turn
@@ -103,6 +104,10 @@ class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
 
 
+class RouteRefused(ServiceError):
+    """Routes of a model that name a version that does not serve."""
+
+
 class ControlFailed(ServiceError):
     """A change that some worker process could not make, or did not in time."""
 
@@ -130,6 +135,7 @@ KINDS: dict[type[Exception], _Kind] = {
     Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    RouteRefused: _Kind(HTTPStatus.CONFLICT, "A version that does not serve"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
