@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import candidate_routes, errors, oip, openapi, repository, routes
+from service import candidate_routes, errors, oip, openapi, repository, routes, traffic_routes
 from service.candidates import CandidateSets
 from service.catalog import Catalog
 from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet, SetRoutes
@@ -20,6 +20,7 @@ from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.settings import Settings
+from service.shadow import Shadow
 
 
 class Service(FastAPI):
@@ -42,7 +43,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     """
     control, metrics = control or Alone(), Metrics()
     catalog = Catalog(settings, metrics)
-    sets = CandidateSets(catalog, settings, metrics)
+    sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
 
     def apply(command: Command) -> None:
         match command:
@@ -60,6 +61,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         yield
+        shadow.close()
 
     app = Service(
         title="factorlens",
@@ -71,10 +73,11 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.include_router(routes.router(catalog, control))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
+    app.include_router(traffic_routes.router(catalog, settings, control))
     app.include_router(oip.router(catalog, settings))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.verbs = Recorder(Front(catalog, sets, settings, shadow), metrics)
     app.leave = catalog.leave
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)

@@ -29,6 +29,8 @@ from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
+from service.shadow import Shadow
+from service.traffic import request_key
 
 T = TypeVar("T")
 
@@ -60,8 +62,8 @@ def is_verb(scope: Scope) -> bool:
 class Front:
     """Answers the verbs: an ASGI app that stands in a Recorder."""
 
-    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings) -> None:
-        self._catalog, self._settings = catalog, settings
+    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings, shadow: Shadow) -> None:
+        self._catalog, self._settings, self._shadow = catalog, settings, shadow
         self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
         threads = os.cpu_count() or 1  # more of them would only take turns
         self._turns, self._threads = asyncio.Semaphore(threads), CapacityLimiter(threads)
@@ -81,7 +83,8 @@ class Front:
         record.endpoint = verb
         known = self._catalog.find(model)
         record.model = known.name
-        loaded = known.version(version)
+        traffic = known.traffic
+        loaded = known.version(version, request_key(scope) if traffic.canary_below and version is None else None)
         record.version = loaded.manifest.version
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
@@ -96,7 +99,15 @@ class Front:
                     loaded, self._inflated(raw, announced), self._settings, as_arrow=announced.accepts_arrow
                 )
             )
-        return await self._score(loaded, raw, announced, _form(verb, announced), receive)
+        form = _form(verb, announced)
+        if (
+            traffic.shadow_below
+            and version is None
+            and loaded is traffic.stable
+            and (other := traffic.shadow_of(scope))
+        ):
+            form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
+        return await self._score(loaded, raw, announced, form, receive)
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         """Raises Overdue where no thread is free within the setting `patience`."""

@@ -76,6 +76,6 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
             if path.startswith(REPOSITORY):
                 operation["requestBody"]["content"]["application/json"]["example"] = {}
-        if "put" in operations:
+        if "put" in operations and path.endswith("/{name}"):
             body = {"candidates": example("rank", loaded)["candidates"]}
             operations["put"]["requestBody"]["content"]["application/json"]["example"] = body

@@ -112,9 +112,10 @@ class Runtime:
 
     def score_all(self, requests: Sequence[Request]) -> Scored:
         """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
-        return self.score(self._encoded(requests))
+        return self.score(self.encoded(requests))
 
-    def _encoded(self, requests: Sequence[Request]) -> EncodedRows:
+    def encoded(self, requests: Sequence[Request]) -> EncodedRows:
+        """The rows of several requests, in their order. Raises InputError as `encode`."""
         raw = [request for request in requests if not isinstance(request, EncodedRows)]
         if len(raw) == len(requests):
             return self.encode(joined(raw))

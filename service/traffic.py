@@ -42,9 +42,10 @@ class Traffic:
             return self.canary
         return self.stable
 
-    def is_shadowed(self, key: bytes) -> bool:
-        """Whether the shadow scores a request that the stable version has answered."""
-        return self.shadow_below == POINTS or point(self.model, key, b"shadow") < self.shadow_below
+    def shadow_of(self, scope: Scope) -> Runtime | None:
+        """The version that scores once more a request that the stable one has answered."""
+        chosen = self.shadow_below == POINTS or point(self.model, request_key(scope), b"shadow") < self.shadow_below
+        return self.shadow if chosen else None
 
 
 def resolve(model: str, routes: Routes, serving: Mapping[str, Runtime]) -> Traffic:
