@@ -100,12 +100,7 @@ class Front:
                 )
             )
         form = _form(verb, announced)
-        if (
-            traffic.shadow_below
-            and version is None
-            and loaded is traffic.stable
-            and (other := traffic.shadow_of(scope))
-        ):
+        if version is None and traffic.shadow_below and (other := traffic.shadow_of(loaded, scope)):
             form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
         return await self._score(loaded, raw, announced, form, receive)
 

@@ -42,8 +42,10 @@ class Traffic:
             return self.canary
         return self.stable
 
-    def shadow_of(self, scope: Scope) -> Runtime | None:
-        """The version that scores once more a request that the stable one has answered."""
+    def shadow_of(self, answering: Runtime, scope: Scope) -> Runtime | None:
+        """The version that scores a request once more; None where it is not chosen, or is not the stable one's."""
+        if answering is not self.stable:
+            return None
         chosen = self.shadow_below == POINTS or point(self.model, request_key(scope), b"shadow") < self.shadow_below
         return self.shadow if chosen else None
 

@@ -13,6 +13,7 @@ from service.errors import Overdue
 from service.front import Front
 from service.metrics import Metrics
 from service.settings import Settings
+from service.shadow import Shadow
 
 
 def test_what_finds_no_free_thread_in_time_is_overdue(tmp_path: Path) -> None:
@@ -21,7 +22,8 @@ def test_what_finds_no_free_thread_in_time_is_overdue(tmp_path: Path) -> None:
     released = threading.Event()
 
     async def overload() -> None:
-        front = Front(catalog, CandidateSets(catalog, settings, metrics), settings)
+        sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+        front = Front(catalog, sets, settings, shadow)
         busy = [asyncio.create_task(front._in_thread(released.wait)) for _ in range(os.cpu_count() or 1)]
         await asyncio.sleep(0)
         with pytest.raises(Overdue):
