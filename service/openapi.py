@@ -76,6 +76,7 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
             if path.startswith(REPOSITORY):
                 operation["requestBody"]["content"]["application/json"]["example"] = {}
-        if "put" in operations and path.endswith("/{name}"):
-            body = {"candidates": example("rank", loaded)["candidates"]}
+        if "put" in operations:
+            of_set = {"candidates": example("rank", loaded)["candidates"]}
+            body = {"stable": loaded.manifest.version} if path.endswith("/routes") else of_set
             operations["put"]["requestBody"]["content"]["application/json"]["example"] = body
