@@ -1,6 +1,6 @@
 """The composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -19,6 +19,7 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.server import Hooks
 from service.settings import Settings
 from service.shadow import Shadow
 
@@ -27,7 +28,7 @@ class Service(FastAPI):
     """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
 
     verbs: ASGIApp
-    leave: Callable[[], None]  # to be ready no more
+    hooks: Hooks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -44,6 +45,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics = control or Alone(), Metrics()
     catalog = Catalog(settings, metrics)
     sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+    catalog.prepare = sets.prepare
 
     def apply(command: Command) -> None:
         match command:
@@ -78,7 +80,11 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics)
     app.verbs = Recorder(Front(catalog, sets, settings, shadow), metrics)
-    app.leave = catalog.leave
+    app.hooks = Hooks(
+        leave=catalog.leave,
+        late=lambda stage: metrics.slow_clients.labels(stage).inc(),
+        has_failed=lambda: bool(catalog.failures),
+    )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -22,7 +22,7 @@ from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
-from service.traffic import ROUTE_NAMES, RouteName, Traffic, check_routes, resolve, versions_named
+from service.traffic import ROUTE_NAMES, RouteName, Traffic, check_routes, passed_over, resolve
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Catalog:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
         self._routes: dict[str, Routes] = {}
+        self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
         self._is_leaving = False
 
@@ -125,8 +126,8 @@ class Catalog:
             raise NotReady(f"version {newest} of {model.name} was refused: {refused}")
 
     def route(self, command: SetRoutes) -> None:
-        """Set the routes of a model. Raises NotFound where there is none, and RouteRefused where a version of them does
-        not serve."""
+        """Set the routes of a model. Raises NotFound where there is none, and Conflict where a version of them does not
+        serve."""
         with self._change:
             model = self.find(command.model)
             check_routes(model.name, command.routes, model.serving, model.rejected)
@@ -155,8 +156,10 @@ class Catalog:
             self._metrics.model_info.labels(*labels).set(1)
         self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
         self._metrics.ready.set(not self.missing)
-        for version in _passed_over(model) - (_passed_over(before) if before else set()):
-            facts = {"model": model.name, "version": version, "stable": _number(model.traffic.stable)}
+        for version in passed_over(model.routes, model.serving):
+            if before and version in passed_over(before.routes, before.serving):
+                continue
+            facts = {"model": model.name, "version": int(version), "stable": _number(model.traffic.stable)}
             log.warning("passed over", extra={"facts": facts})
 
     def inventory(self) -> Inventory:
@@ -182,18 +185,29 @@ class Catalog:
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
-        return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
+        said = [f"{model.name} has no version that serves ({model.reasons})" for model in idle]
+        return "; ".join(said + self.failures)
+
+    @property
+    def failures(self) -> list[str]:
+        """What cannot run any more, though it could when it was loaded: only another process may help."""
+        return [
+            f"version {version} of {model.name} cannot run any more"
+            for model in self.models.values()
+            for version, loaded in model.serving.items()
+            if loaded.has_failed
+        ]
 
     def _load_model(self, name: str, serving: Mapping[str, Runtime], known: Versions | None = None) -> Model:
         """The newest good versions of a model and those that its routes name, or those `known` elsewhere; those that
         are among `serving`, and the same still, are taken over."""
-        named = versions_named(self._routes.get(name, Routes()))
+        named = self._routes.get(name, Routes()).named
         if known is None:
             model, versions = Model(name), store.versions(self._settings.bundles, name)[::-1]
         else:
             model, versions = Model(name, rejected=dict(known.rejected), unloaded=known.unloaded), known.serving
         for version in versions:
-            if known is None and len(model.serving) >= self._settings.versions and str(version) not in named:
+            if known is None and len(model.serving) >= self._settings.versions and version not in named:
                 continue
             self._load_version(model, version, serving.get(str(version)))
         return model
@@ -215,6 +229,7 @@ class Catalog:
                 gpu=self._settings.gpu,
             )
             _check_place(loaded, model.name, version)
+            self.prepare(loaded)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
             model.rejected[str(version)] = _reason(error)
             unforeseen = not isinstance(error, BundleError)
@@ -299,11 +314,6 @@ def _is_same(loaded: Runtime, path: Path) -> bool:
         return sha256((path / store.MANIFEST).read_bytes()).hexdigest() == loaded.digest
     except OSError:
         return False
-
-
-def _passed_over(model: Model) -> set[str]:
-    """The versions that the routes name and that do not serve."""
-    return versions_named(model.routes) - model.serving.keys()
 
 
 def _number(loaded: Runtime | None) -> int | None:

@@ -4,7 +4,7 @@ A Control is how a process takes part. `Alone`, here, is one that has no others;
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -31,6 +31,19 @@ class Routes(Struct, frozen=True):
     canary_percent: float = 0.0
     shadow: int | None = None
     shadow_percent: float = 100.0
+
+    @property
+    def named(self) -> set[int]:
+        """The versions that stay loaded however many newer ones there are."""
+        return {version for version in (self.stable, self.canary, self.shadow) if version is not None}
+
+    def default(self, serving: Iterable[str]) -> str | None:
+        """Of versions that serve, the one for requests that name none."""
+        versions = sorted(map(int, serving), reverse=True)
+        if self.stable in versions:
+            return str(self.stable)
+        first = next((version for version in versions if version not in {self.canary, self.shadow}), None)
+        return None if not versions else str(versions[0] if first is None else first)
 
 
 class Versions(Struct, frozen=True):

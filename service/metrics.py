@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from bundle import device
 from service.differences import Differences
+from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -61,6 +62,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.failed_runs = Counter(
+            "factorlens_failed_runs_total",
+            "Runs of a graph that onnxruntime, or the device under it, failed",
+            ("model", "graph"),
+            registry=self.registry,
+        )
         self.unknown_values = Counter(
             "factorlens_unknown_values_total",
             "Rows in which a field held a value that is not in its vocabulary",
@@ -106,9 +113,17 @@ class Metrics:
             buckets=LOGIT_DIFFERENCES,
         )
         self.registry.register(self.shadow_difference)
+        self.slow_clients = Counter(
+            "factorlens_slow_clients_total",
+            "Connections that ended because the client took too long; stage is head, body or answer",
+            ("stage",),
+            registry=self.registry,
+        )
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
+        self.versions = Versioned()
+        self.registry.register(self.versions)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._answered: dict[tuple[str, str, int | None, int], tuple[Histogram, list[Counter]]] = {}

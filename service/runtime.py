@@ -1,5 +1,6 @@
 """One version of a model, loaded: its decoder, its encoder and its graphs, with a clock and counters on them."""
 
+import logging
 import time
 import timeit
 import weakref
@@ -13,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, buckets, explanation
+from bundle import EncodedRows, Encoder, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
+from service.drift import Scores
+from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
@@ -37,6 +40,8 @@ REPEATS: Final = 5  # of each measurement; the quickest counts
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 Request = Table | Rows | EncodedRows
 Verb = Literal["predict", "explain", "rank", "infer"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
@@ -45,7 +50,8 @@ VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 class Runtime:
     """Answers for one version, in runs of at most `rows_per_run` rows. Safe to call from many threads.
 
-    `batcher`, for the event loop, scores what several requests hold in one run.
+    `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
+    that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -53,7 +59,9 @@ class Runtime:
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
         self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
         self.ranking, self.statistics = predictor.ranking, Statistics()
+        self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+        self.has_failed = False
         self._metrics = metrics
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
@@ -62,6 +70,7 @@ class Runtime:
             for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
+        self._failed_runs = {graph: metrics.failed_runs.labels(self.manifest.name, graph) for graph in self._runs}
         on_gpu = predictor.score.chosen != "cpu"
         # On a processor that is shared with others only the thread's own time says how long a run is.
         clock = time.perf_counter if on_gpu else time.thread_time
@@ -74,7 +83,13 @@ class Runtime:
         rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
+        metrics.versions.add(self)
         self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Its model and its version, for metrics."""
+        return self.manifest.name, str(self.manifest.version)
 
     @property
     def example(self) -> Instance:
@@ -106,6 +121,8 @@ class Runtime:
         """Logits, predictions and the names of unknown fields, for every row."""
         started = time.perf_counter()
         logits = self.logits(rows)
+        if self.scores:
+            self.scores.add(logits)
         unknown = _named(self.count(rows), self.schema.names)  # only now: a batch whose run fails is done in halves
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
@@ -125,6 +142,13 @@ class Runtime:
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
+
+    def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
+
+        Raises RuntimeRefused where onnxruntime fails.
+        """
+        return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
 
     def rank(
         self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
@@ -164,11 +188,29 @@ class Runtime:
 
     def _run(self, graph: GraphName, act: Callable[[EncodedRows], T], rows: EncodedRows) -> T:
         started = time.perf_counter()
-        answers = act(rows)
+        try:
+            answers = act(rows)
+        except RuntimeRefused as error:
+            raise self._failed(graph, error) from error
         size, seconds = self._runs[graph]
         size.observe(len(rows.ids))
         seconds.observe(time.perf_counter() - started)
         return answers
+
+    def _failed(self, graph: GraphName, error: RuntimeRefused) -> RunFailed:
+        self._failed_runs[graph].inc()
+        if not self.has_failed:  # else it is said, and each of many requests would say it again
+            try:
+                self.predictor.score.run(self.encoder.rows([self.example]))
+            except RuntimeRefused:
+                self.has_failed = True
+                self._metrics.ready.set(0)
+            log.error(
+                "run failed",
+                extra={"facts": {**self.identity, "graph": graph, "for_good": self.has_failed}},
+                exc_info=error,
+            )
+        return RunFailed("the model could not be run: send the request again, to another instance if there is one")
 
 
 def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Request]) -> Scored:

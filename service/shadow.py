@@ -136,7 +136,7 @@ class Shadow:
         request, asked = sample.read(sample.shadow, raw, self._settings)
         if isinstance(asked, Asked) and IDS in asked.inputs and not _share_ids(sample.stable, sample.shadow):
             raise InputError(expected="raw values, where the versions' ids differ", received="ids")
-        return sample.shadow.logits(sample.shadow.encoded([request]))
+        return sample.shadow.logits_aside(sample.shadow.encoded([request]))
 
     def _count(self, sample: _Sample, outcome: Outcome) -> None:
         self._metrics.shadow.labels(sample.shadow.manifest.name, outcome).inc()

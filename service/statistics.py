@@ -67,6 +67,12 @@ class Statistics:
         with self._lock:
             self.fail.add(seconds)
 
+    def stages(self) -> tuple[int, dict[str, float]]:
+        """How many requests were answered, and the seconds of each stage of them all."""
+        with self._lock:
+            seconds = {"read": self.encode, "queue": self.queue, "compute": self.infer, "answer": self.answer}
+            return self.answered, seconds
+
     def as_json(self) -> dict[str, object]:
         """The keys of Triton's `model_stats` that count and time."""
         with self._lock:

@@ -28,11 +28,15 @@ from service.exposition import Family
 from service.server import DRAIN_SECONDS, announce
 from service.settings import Settings
 
+LOAD_SECONDS: Final = 1800.0  # that a worker may take to load
 LISTEN_SECONDS: Final = 30.0  # that a worker may take to listen
 MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
+WATCH_SECONDS: Final = 1.0  # between questions for its metrics: what a worker counted since dies with it
+HANG_SECONDS: Final = 30.0  # without an answer, after which a worker is replaced
 END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
 STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE: Final = 30.0  # after starts that failed
+LONGEST_REST: Final = 3.0  # after a worker that had started, so that it is replaced within 5 seconds and its start
 TRIES: Final = 5  # failed starts one after another, with no worker left, after which the service ends
 
 log = logging.getLogger(__name__)
@@ -103,7 +107,7 @@ class Supervisor:
         )
         child = await Child.spawn(begin, self._asked)
         with self._starting(child):
-            await child.loaded()
+            await child.loaded(seconds=LOAD_SECONDS)
         if self._inventory is None:
             self._inventory = child.inventory
         return child
@@ -119,6 +123,7 @@ class Supervisor:
                         raise StartFailed(failure)
                 await child.listen(seconds=LISTEN_SECONDS)
             self._members[child.number] = child
+            self._run(self._watch(child))
 
     @contextmanager
     def _starting(self, child: Child) -> Iterator[None]:
@@ -132,13 +137,13 @@ class Supervisor:
             raise
 
     async def _keep(self, number: int) -> None:
-        """Replace a worker whenever it ends; sooner and sooner later where that happens again and again."""
+        """Replace a worker whenever it ends; later and later where that happens again and again."""
         pause = 0.0
         while True:
             started = time.monotonic()
             code = await self._gone(self._members[number])
             steady = time.monotonic() - started > STEADY_SECONDS
-            pause = 0.0 if steady else _longer(pause)
+            pause = 0.0 if steady else min(_longer(pause), LONGEST_REST)
             log.warning("worker ended", extra={"facts": {"worker": number, "code": code}})
             failures = 0
             while number not in self._members:
@@ -152,6 +157,15 @@ class Supervisor:
                         self._failure = f"no worker is left, and none can be started: {failed}"
                         self._stop.set()
             log.info("worker replaced", extra={"facts": {"worker": number}})
+
+    async def _watch(self, child: Child) -> None:
+        """Keep what a worker has counted, and kill it where it hangs: `_keep` then replaces it."""
+        while child.is_alive:
+            await asyncio.sleep(WATCH_SECONDS)
+            if await child.hangs(seconds=HANG_SECONDS):
+                log.error("worker hangs", extra={"facts": {"worker": child.number, "seconds": HANG_SECONDS}})
+                child.kill()
+                return
 
     async def _gone(self, child: Child) -> int:
         code = await child.ended()

@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args
 from starlette.types import Scope
 
 from service.control import Routes
-from service.errors import RouteRefused
+from service.errors import Conflict
 from service.runtime import Runtime
 
 RouteName = Literal["stable", "canary", "shadow"]
@@ -53,8 +53,7 @@ class Traffic:
 def resolve(model: str, routes: Routes, serving: Mapping[str, Runtime]) -> Traffic:
     """What routes come to among the versions that serve, highest first."""
     canary, shadow = serving.get(str(routes.canary)), serving.get(str(routes.shadow))
-    apart = [loaded for loaded in serving.values() if loaded is not canary and loaded is not shadow]
-    stable = serving.get(str(routes.stable)) or next(iter(apart or serving.values()), None)
+    stable = serving.get(routes.default(serving) or "")
     return Traffic(
         model,
         stable,
@@ -84,14 +83,14 @@ def request_key(scope: Scope) -> bytes:
     return request_id.encode()
 
 
-def versions_named(routes: Routes) -> set[str]:
-    """The versions that routes name."""
-    return {str(version) for version in (routes.stable, routes.canary, routes.shadow) if version is not None}
+def passed_over(routes: Routes, serving: Mapping[str, Runtime]) -> list[str]:
+    """The versions that routes name and that do not serve."""
+    return [str(version) for version in sorted(routes.named) if str(version) not in serving]
 
 
 def check_routes(model: str, routes: Routes, serving: Mapping[str, Runtime], rejected: Mapping[str, str]) -> None:
-    """Raise RouteRefused where routes name a version that does not serve."""
-    for version in sorted(versions_named(routes) - serving.keys(), key=int):
+    """Raise Conflict where routes name a version that does not serve."""
+    for version in passed_over(routes, serving):
         why = f" (it was refused: {rejected[version]})" if version in rejected else ""
         there = ", ".join(serving) or "none"
-        raise RouteRefused(f"version {version} of {model} does not serve{why}; those that do: {there}")
+        raise Conflict(f"version {version} of {model} does not serve{why}; those that do: {there}")

@@ -14,7 +14,7 @@ from service.catalog import Catalog, Model
 from service.control import Control, Routes, SetRoutes
 from service.messages import Rejected, RoutesAnswer, RoutesRequest, read
 from service.settings import Settings
-from service.traffic import check_routes, versions_named
+from service.traffic import check_routes, passed_over
 
 ROUTES: Final = "/v1/admin/models/{model}/routes"
 
@@ -68,7 +68,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
 
 def _describe(model: Model) -> RoutesAnswer:
     stable = model.traffic.stable
-    missing = sorted(versions_named(model.routes) - model.serving.keys(), key=int)
+    missing = passed_over(model.routes, model.serving)
     return RoutesAnswer(
         model=model.name,
         **structs.asdict(model.routes),

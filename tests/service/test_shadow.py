@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import bundle
-from bundle import EncodedRows
+from bundle import EncodedRows, Predictor, RuntimeRefused
 from service import shadow
 from service.app import create_app
-from service.runtime import Runtime
 from service.settings import Settings
 from service.traffic import below, point
 from tests.service.conftest import running
@@ -171,17 +170,18 @@ def test_a_shadow_that_breaks_harms_no_answer(
     put(routed, stable=1, shadow=2)
     healthy = [routed.post(path, json=body).content for path, body in requests(rows_of(9))]
     until_counted(routed, scored=3)
-    logits = Runtime.logits
+    logits = Predictor.logits
 
-    def broken(loaded: Runtime, rows: EncodedRows) -> Any:
-        if loaded.manifest.version == 2:
-            raise MemoryError
-        return logits(loaded, rows)
+    def broken(predictor: Predictor, rows: EncodedRows) -> Any:
+        if predictor.manifest.version == 2:
+            raise RuntimeRefused("broken on purpose")
+        return logits(predictor, rows)
 
-    monkeypatch.setattr(Runtime, "logits", broken)
+    monkeypatch.setattr(Predictor, "logits", broken)
     assert [routed.post(path, json=body).content for path, body in requests(rows_of(9))] == healthy
     until_counted(routed, scored=3, failed=3)
     assert [record.message for record in caplog.records].count("shadow failed") == 1
+    assert routed.get("/readyz").status_code == 200
     monkeypatch.undo()
     routed.post(f"{MODEL}:predict", json={"instances": [ROW]})
     until_counted(routed, scored=4, failed=3)
@@ -189,19 +189,19 @@ def test_a_shadow_that_breaks_harms_no_answer(
 
 def test_what_comes_while_the_shadow_is_busy_is_dropped(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     put(routed, stable=1, shadow=2)
-    logits, entered, released = Runtime.logits, threading.Event(), threading.Event()
+    logits, entered, released = Predictor.logits, threading.Event(), threading.Event()
 
-    def stuck(loaded: Runtime, rows: EncodedRows) -> Any:
-        if loaded.manifest.version == 2:
+    def stuck(predictor: Predictor, rows: EncodedRows) -> Any:
+        if predictor.manifest.version == 2:
             entered.set()
             released.wait()
-        return logits(loaded, rows)
+        return logits(predictor, rows)
 
     def ask(**row: str) -> None:
         answer = routed.post(f"{MODEL}:predict", json={"instances": [{**ROW, **row}]})
         assert (answer.status_code, answer.json()["version"]) == (200, 1)
 
-    monkeypatch.setattr(Runtime, "logits", stuck)
+    monkeypatch.setattr(Predictor, "logits", stuck)
     monkeypatch.setattr(shadow, "REST", 0.0)
     try:
         ask()

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from service.app import create_app
 from service.catalog import Catalog
 from service.control import ChangeModel, Routes, SetRoutes
-from service.errors import NotReady, Problem, RouteRefused
+from service.errors import Conflict, NotReady, Problem
 from service.metrics import Metrics
 from service.settings import Settings
 from service.traffic import POINTS, below, point
@@ -244,11 +244,11 @@ def test_the_share_of_a_canary_that_goes_falls_back_to_stable_and_comes_back(
         None,
     )
     assert [vars(record)["facts"] for record in caplog.records if record.message == "passed over"] == [
-        {"model": "tiny-fm", "version": "2", "stable": 1}
+        {"model": "tiny-fm", "version": 2, "stable": 1}
     ]
     with pytest.raises(NotReady, match="the canary of tiny-fm, version 2, does not serve"):
         model.version("canary")
-    with pytest.raises(RouteRefused, match="version 2 of tiny-fm does not serve; those that do: 1"):
+    with pytest.raises(Conflict, match="version 2 of tiny-fm does not serve; those that do: 1"):
         catalog.route(SetRoutes("tiny-fm", Routes(canary=2)))
     shutil.move(aside, second)
     catalog.apply(ChangeModel("load", "tiny-fm"))
