@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
+from prometheus_client import Counter
 
 from bundle import InputError
 from bundle.store import SCHEMA, VOCABULARY
@@ -61,6 +62,7 @@ class Shadow:
         self._lock = Lock()
         self._closed = Event()
         self._runner = ThreadPoolExecutor(1, "shadow")  # its thread starts with the first sample
+        self._counters: dict[tuple[str, Outcome], Counter] = {}
         self._reported: WeakSet[Runtime] = WeakSet()
 
     def after(self, answer: Answer, read: Read, shadow: Runtime, raw: bytes, announced: Announced) -> Answer:
@@ -139,7 +141,10 @@ class Shadow:
         return sample.shadow.logits_aside(sample.shadow.encoded([request]))
 
     def _count(self, sample: _Sample, outcome: Outcome) -> None:
-        self._metrics.shadow.labels(sample.shadow.manifest.name, outcome).inc()
+        key = sample.shadow.manifest.name, outcome
+        if key not in self._counters:  # to look a label up costs more than to count
+            self._counters[key] = self._metrics.shadow.labels(*key)
+        self._counters[key].inc()
 
 
 def _share_ids(one: Runtime, other: Runtime) -> bool:
