@@ -11,7 +11,7 @@ from typing import Final, Literal, get_args
 
 from starlette.types import Scope
 
-from service.control import Routes
+from service.control import Refused, Routes
 from service.errors import Conflict
 from service.runtime import Runtime
 
@@ -88,9 +88,9 @@ def passed_over(routes: Routes, serving: Mapping[str, Runtime]) -> list[str]:
     return [str(version) for version in sorted(routes.named) if str(version) not in serving]
 
 
-def check_routes(model: str, routes: Routes, serving: Mapping[str, Runtime], rejected: Mapping[str, str]) -> None:
+def check_routes(model: str, routes: Routes, serving: Mapping[str, Runtime], rejected: Mapping[str, Refused]) -> None:
     """Raise Conflict where routes name a version that does not serve."""
     for version in passed_over(routes, serving):
-        why = f" (it was refused: {rejected[version]})" if version in rejected else ""
+        why = f" (it was refused: {rejected[version].reason})" if version in rejected else ""
         there = ", ".join(serving) or "none"
         raise Conflict(f"version {version} of {model} does not serve{why}; those that do: {there}")

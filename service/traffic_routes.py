@@ -74,5 +74,8 @@ def _describe(model: Model) -> RoutesAnswer:
         **structs.asdict(model.routes),
         default=stable.manifest.version if stable else None,
         versions=[int(version) for version in model.serving],
-        passed_over=[Rejected(version=int(each), reason=model.rejected.get(each, "not loaded")) for each in missing],
+        passed_over=[
+            Rejected(version=int(each), reason=model.rejected[each].reason if each in model.rejected else "not loaded")
+            for each in missing
+        ],
     )

@@ -1,7 +1,6 @@
 """Stable and canary: which version answers what, in one process and in several."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.catalog import Catalog
-from service.control import ChangeModel, Routes, SetRoutes
-from service.errors import Conflict, NotReady, Problem
+from service.control import Routes, SetRoutes, Versions
+from service.errors import Problem
 from service.metrics import Metrics
 from service.settings import Settings
 from service.traffic import POINTS, below, point
@@ -30,6 +30,7 @@ from tests.service.conftest import running
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 Publish = Callable[[int], Path]
+Serve = Callable[..., httpx.Client]
 
 MODEL = "/v1/models/tiny-fm"
 ROUTES = "/v1/admin/models/tiny-fm/routes"
@@ -224,53 +225,81 @@ def test_routes_are_for_those_who_may_change_what_is_served(three_versions: Path
         assert ROUTES.replace("tiny-fm", "{model}") not in client.get("/openapi.json").json()["paths"]
 
 
+def load(client: httpx.Client) -> None:
+    assert client.post("/v2/repository/models/tiny-fm/load").status_code == 200
+
+
 def test_the_share_of_a_canary_that_goes_falls_back_to_stable_and_comes_back(
-    publish: Publish, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    publish: Publish, serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING)
     publish(1)
     second = publish(2)
-    catalog = Catalog(Settings(bundles=tmp_path, provider="cpu"), Metrics())
-    catalog.load()
-    catalog.route(SetRoutes("tiny-fm", Routes(stable=1, canary=2, canary_percent=100, shadow=2)))
-    assert catalog.find("tiny-fm").version(None, b"any").manifest.version == 2
-    aside = tmp_path / "aside"
-    shutil.move(second, aside)
-    catalog.apply(ChangeModel("load", "tiny-fm"))
-    model = catalog.find("tiny-fm")
-    assert (model.version(None, b"any").manifest.version, model.traffic.canary_below, model.traffic.shadow) == (
-        1,
-        0,
-        None,
-    )
+    client = serve(admin=True)
+    put(client, stable=1, canary=2, canary_percent=100, shadow=2)
+    assert answering(client, "any") == 2
+    shutil.move(second, tmp_path / "aside")
+    load(client)
+    assert answering(client, "any") == 1
+    said = client.get(ROUTES).json()
+    assert (said["canary"], said["versions"], said["passed_over"]) == (2, [1], [{"version": 2, "reason": "not loaded"}])
     assert [vars(record)["facts"] for record in caplog.records if record.message == "passed over"] == [
         {"model": "tiny-fm", "version": 2, "stable": 1}
     ]
-    with pytest.raises(NotReady, match="the canary of tiny-fm, version 2, does not serve"):
-        model.version("canary")
-    with pytest.raises(Conflict, match="version 2 of tiny-fm does not serve; those that do: 1"):
-        catalog.route(SetRoutes("tiny-fm", Routes(canary=2)))
-    shutil.move(aside, second)
-    catalog.apply(ChangeModel("load", "tiny-fm"))
-    assert catalog.find("tiny-fm").version(None, b"any").manifest.version == 2
+    missing = client.post(f"{MODEL}/versions/canary:predict", json={"instances": [{}]})
+    assert (missing.status_code, Problem.model_validate_json(missing.content).detail) == (
+        503,
+        "the canary of tiny-fm, version 2, does not serve",
+    )
+    refused = client.put(ROUTES, json={"canary": 2})
+    assert Problem.model_validate_json(refused.content).detail == (
+        "version 2 of tiny-fm does not serve; those that do: 1"
+    )
+    shutil.move(tmp_path / "aside", second)
+    load(client)
+    assert answering(client, "any") == 2
 
 
-def test_versions_that_routes_name_are_kept_beside_the_newest(publish: Publish, tmp_path: Path) -> None:
+def test_a_stable_version_that_goes_leaves_the_highest_that_is_not_the_canary(publish: Publish, serve: Serve) -> None:
+    first, *_ = [publish(version) for version in (1, 2, 3)]
+    client = serve(admin=True, versions=3)
+    put(client, stable=1, canary=3, canary_percent=0)
+    shutil.rmtree(first)
+    load(client)
+    assert answering(client, "any") == 2
+    assert [each["version"] for each in client.get(ROUTES).json()["passed_over"]] == [1]
+
+
+def test_versions_that_routes_name_are_kept_when_newer_ones_come(publish: Publish, serve: Serve) -> None:
     publish(1)
-    settings = Settings(bundles=tmp_path, provider="cpu", versions=1)
-    catalog, other = Catalog(settings, Metrics()), Catalog(settings, Metrics())
-    catalog.load()
-    catalog.route(SetRoutes("tiny-fm", Routes(stable=1)))
-    publish(2)
-    catalog.apply(ChangeModel("load", "tiny-fm"))
-    assert list(catalog.find("tiny-fm").serving) == ["2", "1"]
-    assert catalog.find("tiny-fm").version(None).manifest.version == 1
-    other.load(catalog.inventory())
-    assert other.inventory() == catalog.inventory()
-    assert other.find("tiny-fm").version(None).manifest.version == 1
-    catalog.route(SetRoutes("tiny-fm", Routes()))
-    catalog.apply(ChangeModel("load", "tiny-fm"))
-    assert list(catalog.find("tiny-fm").serving) == ["2"]
+    client = serve(admin=True, versions=2)
+    put(client, stable=1)
+    for version in (2, 3):
+        publish(version)
+        load(client)
+        assert answering(client) == 1
+    assert client.get(ROUTES).json()["versions"] == [3, 1]
+    assert client.delete(ROUTES).status_code == 204
+    assert answering(client) == 3
+    load(client)
+    assert client.get(MODEL).json()["versions"] == [3, 2]
+
+
+def test_a_process_that_loads_an_inventory_routes_as_the_first_one_does(three_versions: Path) -> None:
+    settings = Settings(bundles=three_versions, provider="cpu", versions=1)
+    digests = {"3": digest(three_versions, 3), "1": digest(three_versions, 1)}
+    first, second = Catalog(settings, Metrics()), Catalog(settings, Metrics())
+    first.load({"tiny-fm": Versions(digests, {}, routes=Routes(stable=1, canary=3, canary_percent=50))})
+    assert list(first.find("tiny-fm").serving) == ["3", "1"]
+    for routes in (Routes(stable=3, canary=1, canary_percent=20), Routes()):
+        first.route(SetRoutes("tiny-fm", routes))
+        second.load(first.inventory())
+        assert second.inventory() == first.inventory()
+        assert second.find("tiny-fm").routes == routes
+    assert list(first.find("tiny-fm").serving) == ["3"]  # as many as the setting allows, once no route names the other
+
+
+def digest(folder: Path, version: int) -> str:
+    return sha256((folder / "tiny-fm" / str(version) / "manifest.json").read_bytes()).hexdigest()
 
 
 def test_without_a_stable_version_the_highest_that_is_nothing_else_is_it(routed: httpx.Client) -> None:
