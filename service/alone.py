@@ -8,7 +8,7 @@ from collections.abc import Callable
 from anyio import to_thread
 
 from service import exposition
-from service.control import ChangeModel, Command, Member, Worker
+from service.control import ChangeModel, Command, Member, Report, Worker
 from service.exposition import Family
 from service.memory import resident_bytes
 from service.planner import Planner
@@ -42,8 +42,9 @@ class Alone:
     async def metrics(self) -> list[Family]:
         return await to_thread.run_sync(exposition.families, self._member.registry)
 
-    async def workers(self) -> list[Worker]:
-        return [Worker(0, os.getpid(), time.monotonic() - self._started, resident_bytes(os.getpid()))]
+    async def report(self) -> Report:
+        this = Worker(0, os.getpid(), time.monotonic() - self._started, resident_bytes(os.getpid()))
+        return Report([this], self._planner.last_good)
 
     async def _do(self, plan: Callable[[], Command]) -> None:
         async with self._one_by_one:

@@ -21,6 +21,7 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
     catalog.prepare = sets.prepare
+    replays = Replays(catalog, control, metrics)
 
     def apply(command: Command) -> None:
         match command:
@@ -65,6 +67,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         metrics.workers.set(1)
         async with create_task_group() as tasks:
             tasks.start_soon(control.run)
+            tasks.start_soon(replays.run)
             yield
             tasks.cancel_scope.cancel()
 

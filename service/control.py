@@ -174,6 +174,13 @@ class Worker(Struct, frozen=True):
     memory_bytes: int
 
 
+class Report(Struct, frozen=True):
+    """The processes that answer, and the last version of each model that answered by default."""
+
+    workers: list[Worker]
+    last_good: dict[str, Version]
+
+
 @dataclass(frozen=True)
 class Member:
     """What a process can do for its Control.
@@ -204,5 +211,5 @@ class Control(Protocol):
     async def metrics(self) -> list[Family]:
         """The metrics of all processes together."""
 
-    async def workers(self) -> list[Worker]:
-        """The processes that answer, by number."""
+    async def report(self) -> Report:
+        """What no process knows of itself."""

@@ -21,9 +21,9 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from service import exposition
-from service.channel import Answer, Ask, Begin, Count, Counted, Gather, Gathered
+from service.channel import Answer, Ask, Begin, Gather, Gathered, Inquire, Reported
 from service.child import Child, StartFailed
-from service.control import ChangeModel, Command, Inventory, Key
+from service.control import ChangeModel, Command, Inventory, Key, Report
 from service.errors import ServiceError
 from service.exposition import Family
 from service.planner import Planner
@@ -192,15 +192,15 @@ class Supervisor:
         seconds = END_SECONDS + self._settings.lame_duck
         await asyncio.gather(*(child.end(self._by, seconds=seconds) for child in self._children))
 
-    def _asked(self, child: Child, message: Ask | Gather | Count) -> None:
+    def _asked(self, child: Child, message: Ask | Gather | Inquire) -> None:
         match message:
             case Ask():
                 self._run(self._carry_out(child, message))
             case Gather():
                 self._run(self._gather(child, message))
-            case Count(at=at):
+            case Inquire(at=at):
                 workers = [self._members[number].worker for number in sorted(self._members)]
-                self._run(child.send(Counted(at, workers)))
+                self._run(child.send(Reported(at, Report(workers, self._planner.last_good))))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

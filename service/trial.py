@@ -25,6 +25,7 @@ from service.runtime import CANDIDATES_PER_RUN, Runtime
 from service.trials import Order, Ready, Verdict
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
+SLACK = 256 * 2**20  # over what is free: that there is no room is said of what a bundle took, not of where it failed
 
 
 def main() -> None:
@@ -80,7 +81,8 @@ def _limit(order: Order) -> None:
         OOM_SCORE.write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (order.bytes, order.bytes))
+        limit = memory.data_bytes() + order.bytes + SLACK
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     cpu = int(order.seconds * len(order.bundles) * order.threads) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
 

@@ -90,8 +90,9 @@ async def _round(settings: Settings, candidates: Sequence[Candidate], room: int 
         failed = f"no process could be started to try it: it {ended}"
         return [Verdict(Refused(failed, each.digest, passing=True), "\n".join(said)) for each in candidates]
     if ended:
-        refused = Refused(f"it was tried in a process of its own, which {ended}", candidates[len(verdicts)].digest)
-        verdicts.append(Verdict(refused, "\n".join(said)))
+        reason = f"it was tried in a process of its own, which {ended}"
+        killed = "SIGKILL" in ended  # not by us: memory ran short
+        verdicts.append(Verdict(Refused(reason, candidates[len(verdicts)].digest, passing=killed), "\n".join(said)))
     return verdicts
 
 
