@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import admin_routes, candidate_routes, errors, oip, openapi, repository, routes
+from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Command, Control, DropSet, Member, PutSet, Serve, SetRoutes
+from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -44,7 +44,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 
     `control` leads to the other processes that answer with this one; without it there are none.
     """
-    control, metrics = control or Alone(settings), Metrics()
+    control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
     catalog.prepare = sets.prepare
@@ -61,9 +61,13 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
             case SetRoutes():
                 catalog.route(command)
 
+    def load(inventory: Inventory) -> None:
+        keys.load()
+        catalog.load(inventory)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
+        await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         async with create_task_group() as tasks:
             tasks.start_soon(control.run)
@@ -77,17 +81,20 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         version="v1",
         lifespan=lifespan,
         redoc_url=None,
+        openapi_url=None if settings.docs == "off" else "/openapi.json",
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, control))
+    app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
     app.include_router(oip.router(catalog, settings))
     app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
+    app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics), settings, keys), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
+        renew=keys.renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
     )

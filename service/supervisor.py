@@ -71,6 +71,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (Signals.SIGTERM, Signals.SIGINT):
             loop.add_signal_handler(number, self._end_by, number)
+        loop.add_signal_handler(Signals.SIGHUP, self._renew)
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +97,7 @@ class Supervisor:
         except (StartFailed, OSError) as failed:
             self._failure = f"the service cannot start: {failed}"
             return
-        await announce([self._address])
+        await announce([self._address], scheme=self._settings.scheme)
         watching = self._planner.watch(self._of_own_accord)
         await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
@@ -175,6 +176,11 @@ class Supervisor:
         del self._members[child.number]
         self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
         return code
+
+    def _renew(self) -> None:
+        """SIGHUP: every worker reads again what is kept in files. One that does not serve yet has just read them."""
+        for child in self._members.values():
+            child.signal(Signals.SIGHUP)
 
     def _end_by(self, number: Signals) -> None:
         """SIGTERM lets the workers be lame ducks; a SIGINT after it cuts that short, as in a single process."""

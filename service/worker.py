@@ -40,6 +40,7 @@ from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
 from service.settings import Settings
+from service.tls import Tls, TlsRefused
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,14 @@ def main(arguments: Sequence[str]) -> int:
     given = Settings.model_validate_json(begin.settings)
     settings = given.model_copy(update={"device": given.device + begin.number})
     logs.configure(settings.log_level, worker=begin.number)
+    try:
+        tls = Tls.of(settings)
+    except TlsRefused as refused:
+        log.error("certificate not read", extra={"facts": {"reason": str(refused)}})
+        return 1
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    server = Server(app, channel.announce, app.hooks, settings)
+    server = Server(app, channel.announce, app.hooks, settings, tls)
     server.run(sockets=[_bind(begin)])
     return 1 if app.hooks.has_failed() else 0
 
