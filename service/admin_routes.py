@@ -27,7 +27,6 @@ SHOWN: Final = (
     "threads",
     "workers",
     "max_rows",
-    "patience",
     "log_level",
 )
 
@@ -136,4 +135,4 @@ def _of_model(model: Model, last_good: Version | None = None) -> ModelStatus:
 
 def _shown(settings: Settings) -> dict[str, Any]:
     """What of the settings says how models are served; none of these can hold a secret."""
-    return {name: settings.model_dump(mode="json")[name] for name in SHOWN}
+    return settings.model_dump(mode="json", include=set(SHOWN))

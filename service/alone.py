@@ -29,9 +29,8 @@ class Alone:
     async def run(self) -> None:
         await self._planner.watch(self._do)
 
-    async def look(self) -> None:
-        """Take in what came into the folder of bundles, and let go of what left it."""
-        await self._planner.look(self._do)
+    def look_soon(self) -> None:
+        self._planner.look_soon()
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):

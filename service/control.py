@@ -202,6 +202,9 @@ class Control(Protocol):
     async def run(self) -> None:
         """What is to be done of its own accord, for as long as requests are answered."""
 
+    def look_soon(self) -> None:
+        """Have the folder of bundles looked at: what is new in it is to serve, and what left it is not."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         """Return when every process has carried out a command, or what a wish led to.
 

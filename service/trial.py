@@ -5,6 +5,7 @@ One line of JSON comes on stdin, and stays open: when it is closed, whoever aske
 this process is ready, and one after each bundle.
 """
 
+import faulthandler
 import os
 import resource
 import sys
@@ -29,6 +30,7 @@ SLACK = 256 * 2**20  # over what is free: that there is no room is said of what 
 
 
 def main() -> None:
+    faulthandler.enable()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     said = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no verdict

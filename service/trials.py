@@ -20,7 +20,7 @@ from service.settings import PREFIX, Settings
 
 SECONDS: Final = 300.0  # that one bundle may take: TensorRT builds engines
 START_SECONDS: Final = 60.0  # that the process may take to start
-SAID_LINES: Final = 40  # of its stderr, that are kept for the log
+SAID_LINES: Final = 100  # of its stderr, that are kept for the log
 
 log = logging.getLogger(__name__)
 

@@ -107,6 +107,9 @@ class Channel:
     async def run(self) -> None:
         """Nothing: the supervisor does it."""
 
+    def look_soon(self) -> None:
+        """Nothing: the supervisor had the same signal."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))

@@ -19,35 +19,7 @@ from service.trials import Candidate, Verdict
 Publish = Callable[[int], Path]
 Reseal = Callable[[Path, str, bytes], None]
 Serve = Callable[..., Client]
-
-CRASHER = """
-import os, sys
-if "service.trial" in sys.orig_argv:
-    import service.runtime
-    load = service.runtime.load
-    def abort(path, **how):
-        with open(os.environ["TRIED"], "a") as file:
-            file.write(f"{path.parent.name}/{path.name}\\n")
-        if path.name == os.environ["CRASHES"]:
-            os.abort()
-        return load(path, **how)
-    service.runtime.load = abort
-"""
-
-
-@pytest.fixture
-def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Version 2 of any model ends whatever tries it, as a defect of onnxruntime would: no bundle is known that does.
-
-    The file lists what was tried.
-    """
-    site = tmp_path / ".site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(CRASHER)
-    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path.cwd()}")
-    monkeypatch.setenv("CRASHES", "2")
-    monkeypatch.setenv("TRIED", str(tmp_path / ".tried"))
-    return tmp_path / ".tried"
+Crashing = Callable[[int], Path]
 
 
 def reasons(client: Client) -> dict[int, str]:
@@ -55,26 +27,27 @@ def reasons(client: Client) -> dict[int, str]:
     return {each["version"]: each["reason"] for each in rejected}
 
 
-def tried(root: Path, room: int | None = None, **more: object) -> list[Verdict]:
+def verdicts(root: Path, room: int | None = None, **more: object) -> list[Verdict]:
     settings = Settings.model_validate({"bundles": root, "provider": "cpu", **more})
     found = [Candidate("tiny-fm", version, digest) for version, digest in folder.versions(root, "tiny-fm").items()]
     return asyncio.run(trials.run(settings, found, room))
 
 
 def test_a_version_that_crashes_takes_nothing_along(
-    publish: Publish, serve: Serve, crashing: Path, caplog: pytest.LogCaptureFixture
+    publish: Publish, serve: Serve, crashing: Crashing, caplog: pytest.LogCaptureFixture
 ) -> None:
     for version in (1, 2, 3):
         publish(version)
+    tried = crashing(2)
     client = serve(trials="always", versions=3, admin=True)
     crashed = "it was tried in a process of its own, which was ended by SIGABRT"
     assert (client.get("/v1/models/tiny-fm").json()["versions"], reasons(client)) == ([3, 1], {2: crashed})
     said = [vars(record)["facts"]["said"] for record in caplog.records if record.getMessage() == "rejected"]
     assert ["Aborted" in each for each in said] == [True]  # Python's own words at its end
-    lines = crashing.read_text().split()
+    lines = tried.read_text().split()
     assert lines == ["tiny-fm/3", "tiny-fm/2", "tiny-fm/1"]  # those after it were tried by another process
     assert client.post("/v1/admin/models/tiny-fm:load").status_code == 200
-    assert crashing.read_text().split() == lines
+    assert tried.read_text().split() == lines
 
 
 def add(path: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> bytes:
@@ -90,17 +63,15 @@ def add(path: Path, *nodes: onnx.NodeProto, **constants: np.ndarray) -> bytes:
 def test_a_version_that_eats_memory_is_refused(publish: Publish, reseal: Reseal, tmp_path: Path) -> None:
     """Its graph asks for 4 GB; 1 GB is free."""
     path = publish(1)
-    sizes = np.array([2**30], np.int64)
+    sizes, of_zeros = np.array([2**30], np.int64), helper.make_tensor("value", TensorProto.FLOAT, [1], [0])
     nodes = (
-        helper.make_node(
-            "ConstantOfShape", ["sizes"], ["large"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0])
-        ),
+        helper.make_node("ConstantOfShape", ["sizes"], ["large"], value=of_zeros),
         helper.make_node("Add", ["large", "zero"], ["larger"]),
         helper.make_node("ReduceMax", ["larger"], ["added"], keepdims=0),
     )
     large = add(path, *nodes, sizes=sizes, zero=np.zeros(1, np.float32))
     reseal(path, "score.onnx", large)
-    (verdict,) = tried(tmp_path, room=2**30)
+    (verdict,) = verdicts(tmp_path, room=2**30)
     assert verdict.refused
     assert verdict.refused.reason.startswith("onnxruntime cannot")
 
@@ -130,7 +101,7 @@ def test_a_version_that_never_ends_is_refused(
     endless = add(path, loop, times=np.array(2**40), yes=np.array(True), start=np.array(0, np.float32))
     reseal(path, "score.onnx", endless)
     monkeypatch.setattr(trials, "SECONDS", 5.0)
-    (verdict,) = tried(tmp_path)
+    (verdict,) = verdicts(tmp_path)
     assert verdict.refused
     assert "its own, which took longer than 5 seconds" in verdict.refused.reason or "SIGXCPU" in verdict.refused.reason
 
@@ -139,7 +110,7 @@ def test_good_and_refused_ones_share_a_process(publish: Publish, tmp_path: Path)
     publish(1)
     (publish(2) / "report.json").unlink()
     publish(3)
-    third, second, first = tried(tmp_path)
+    third, second, first = verdicts(tmp_path)
     assert (first.refused, third.refused) == (None, None)
     assert third.grown > 10**5  # the first one that is tried
     assert second.refused
@@ -153,9 +124,11 @@ def test_a_trial_that_cannot_start_is_no_verdict_on_a_bundle(
     publish(1)
     site = tmp_path / ".site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text("import sys\nif 'service.trial' in sys.orig_argv: sys.exit(3)")
+    (site / "sitecustomize.py").write_text(
+        "import sys\nif 'service.trial' in sys.orig_argv: __import__(\"os\")._exit(3)"
+    )
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path.cwd()}")
-    (verdict,) = tried(tmp_path)
+    (verdict,) = verdicts(tmp_path)
     assert verdict.refused
     assert verdict.refused.passing
     assert verdict.refused.reason == "no process could be started to try it: it ended with exit code 3"

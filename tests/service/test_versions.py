@@ -13,6 +13,7 @@ import pytest
 from httpx import Client
 
 from service import replays, state
+from service.admin_routes import SHOWN
 from service.errors import Problem
 
 Publish = Callable[[int], Path]
@@ -169,8 +170,11 @@ def test_a_model_that_is_away_at_a_start_is_not_forgotten(publish: Publish, serv
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\x00", b"[]", b'{"models": {}}', b'{"models": {}, "last_good": {}, "format": 2}', b"[" * 100_000]
-    + [b'{"models": {"m": {"serving": {"x": ""}, "rejected": {}}}, "last_good": {}}'],
+    [
+        *(b"", b"{", b"\xff\x00", b"[]", b'{"models": {}}', b"[" * 100_000),
+        b'{"models": {}, "last_good": {}, "format": 2}',
+        b'{"models": {"m": {"serving": {"x": ""}, "rejected": {}}}, "last_good": {}}',
+    ],
 )
 def test_a_state_that_makes_no_sense_is_said_and_ignored(
     publish: Publish, serve: Serve, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
@@ -300,7 +304,7 @@ def test_the_status_says_what_serves_and_holds_no_secret(publish: Publish, serve
     (publish(2) / "report.json").unlink()
     key = "a-canary-that-must-not-sing"
     client = serve(admin=True, admin_key=key)
-    assert client.get("/v1/admin/status").status_code == 403
+    assert client.get("/v1/admin/status").status_code == 401
     response = client.get("/v1/admin/status", headers={"authorization": f"Bearer {key}"})
     said = response.json()
     (model,), (worker,) = said["models"], said["workers"]
@@ -313,5 +317,5 @@ def test_the_status_says_what_serves_and_holds_no_secret(publish: Publish, serve
     assert worker["pid"] > 1
     assert 0 < worker["uptime_seconds"] < 600
     assert worker["memory_bytes"] > 10**7
-    assert said["settings"]["versions"] == 2
+    assert (said["settings"].keys(), said["settings"]["versions"]) == (set(SHOWN), 2)
     assert key not in response.text
