@@ -124,9 +124,7 @@ def test_a_trial_that_cannot_start_is_no_verdict_on_a_bundle(
     publish(1)
     site = tmp_path / ".site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import sys\nif 'service.trial' in sys.orig_argv: __import__(\"os\")._exit(3)"
-    )
+    (site / "sitecustomize.py").write_text("import os, sys\nif 'service.trial' in sys.orig_argv: os._exit(3)")
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path.cwd()}")
     (verdict,) = verdicts(tmp_path)
     assert verdict.refused
