@@ -21,6 +21,7 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
 from service.shadow import Shadow
@@ -48,6 +49,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     catalog = Catalog(settings, metrics)
     sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
     catalog.prepare = sets.prepare
+    replays = Replays(catalog, control, metrics)
 
     def apply(command: Command) -> None:
         match command:
@@ -64,12 +66,17 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         keys.load()
         catalog.load(inventory)
 
+    def renew() -> None:
+        keys.renew()
+        control.look_soon()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         async with create_task_group() as tasks:
             tasks.start_soon(control.run)
+            tasks.start_soon(replays.run)
             yield
             tasks.cancel_scope.cancel()
         shadow.close()
@@ -94,7 +101,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
-        renew=keys.renew,
+        renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
     )

@@ -110,6 +110,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self.replays = Counter(
+            "factorlens_golden_replays_total",
+            "Replays of a version's golden rows, one a minute; outcome is same, differs or failed",
+            ("model", "outcome"),
+            registry=self.registry,
+        )
         self.candidate_sets = Gauge("factorlens_candidate_sets", "Candidate sets that are kept", registry=self.registry)
         self.candidate_set_bytes = Gauge(
             "factorlens_candidate_set_bytes",

@@ -18,24 +18,24 @@ from service.channel import (
     Answer,
     Ask,
     Begin,
-    Count,
-    Counted,
     Do,
     Done,
     Failed,
     Gather,
     Gathered,
+    Inquire,
     Link,
     Listen,
     Loaded,
     Measure,
     Measured,
+    Reported,
     Serving,
     ToWorker,
     link,
     receive_begin,
 )
-from service.control import ChangeModel, Command, Member, Worker
+from service.control import ChangeModel, Command, Member, Report
 from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
@@ -107,6 +107,9 @@ class Channel:
     async def run(self) -> None:
         """Nothing: the supervisor does it."""
 
+    def look_soon(self) -> None:
+        """Nothing: the supervisor had the same signal."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))
@@ -128,11 +131,11 @@ class Channel:
         found: Gathered = await answer
         return found.families
 
-    async def workers(self) -> list[Worker]:
+    async def report(self) -> Report:
         at, answer = self._expect()
-        await self._link.send(Count(at))
-        found: Counted = await answer
-        return found.workers
+        await self._link.send(Inquire(at))
+        found: Reported = await answer
+        return found.report
 
     def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         at = next(self._numbers)
@@ -148,7 +151,7 @@ class Channel:
                     self._commands.put_nowait(message)
                 case Measure(at=at):
                     await self._link.send(Measured(at, exposition.families(self._member.registry)))
-                case Answer(at=at) | Gathered(at=at) | Counted(at=at):
+                case Answer(at=at) | Gathered(at=at) | Reported(at=at):
                     answer = self._asked.pop(at)
                     if not answer.done():  # else its client has left
                         answer.set_result(message)
