@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
+from anyio import create_task_group
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -11,10 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import candidate_routes, errors, guard, oip, openapi, repository, routes
+from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes
+from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Alone, ChangeModel, Command, Control, DropSet, Inventory, Member, PutSet
+from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -43,7 +45,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 
     `control` leads to the other processes that answer with this one; without it there are none.
     """
-    control, metrics, keys = control or Alone(), Metrics(), guard.keys_of(settings)
+    control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
     catalog.prepare = sets.prepare
@@ -54,10 +56,12 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                 sets.put(command)
             case DropSet():
                 sets.drop(command)
-            case ChangeModel():
+            case Serve():
                 catalog.apply(command)
+            case SetRoutes():
+                catalog.route(command)
 
-    def load(inventory: Inventory | None) -> None:
+    def load(inventory: Inventory) -> None:
         keys.load()
         catalog.load(inventory)
 
@@ -65,7 +69,10 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
-        yield
+        async with create_task_group() as tasks:
+            tasks.start_soon(control.run)
+            yield
+            tasks.cancel_scope.cancel()
 
     app = Service(
         title="factorlens",
@@ -79,10 +86,11 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
     app.include_router(oip.router(catalog, settings))
+    app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings), settings, keys), metrics)
+    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics), settings, keys), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
         renew=keys.renew,

@@ -95,6 +95,23 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default=1, ge=1, description="threads onnxruntime may use inside one run of a graph")
     versions: int = Field(default=2, ge=1, description="how many good versions of a model to load, newest first")
+    state: Path | None = Field(
+        default=None,
+        description="a folder that this service alone may write to: what serves, the default versions and what was "
+        "refused are kept there over a restart",
+    )
+    watch: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="seconds from one look at the folder of bundles to the next: new versions are loaded, those that "
+        "left it are unloaded; 0 looks at the start alone",
+    )
+    trials: Literal["always", "later", "never"] = Field(
+        default="always",
+        description="what is loaded in a process of its own first, so that a bundle that crashes takes nothing along: "
+        "always every version, later all but those at the start, never none",
+    )
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
@@ -108,8 +125,14 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds in which the body of a request has to arrive, and an answer has to be read",
     )
-    patience: float = Field(
-        default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
+    deadline: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds from its head in which a request for scores has to be at work, or it is answered with a "
+        "503; its header X-Request-Timeout-Ms may say otherwise",
+    )
+    max_queue_rows: int = Field(
+        default=1_000_000, ge=1, description="rows that may wait or run in each worker before requests are turned away"
     )
     lame_duck: float = Field(
         default=3.0,

@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from service import runtime
 from service.catalog import Catalog, describe
 from service.errors import Problem
 from service.metrics import Metrics
+from service.planner import Planner
 from service.settings import Settings, SettingsRefused, load
 
 Publish = Callable[[int], Path]
@@ -202,12 +204,12 @@ def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_pat
     publish(1)
     (publish(2) / "weights.bin").write_bytes(b"broken")
     first, second, third = (Catalog(chosen, Metrics()) for _ in range(3))
-    first.load()
+    first.load(asyncio.run(Planner(chosen).start()))
     publish(3)
     second.load(first.inventory())
     assert second.inventory() == first.inventory()
     assert describe(second.find("tiny-fm"), None) == describe(first.find("tiny-fm"), None)
-    assert (second.inventory()["tiny-fm"].serving, list(second.inventory()["tiny-fm"].rejected)) == ([1], ["2"])
+    assert (list(second.inventory()["tiny-fm"].serving), list(second.inventory()["tiny-fm"].rejected)) == (["1"], ["2"])
     shutil.rmtree(tmp_path / "tiny-fm" / "1")
     third.load(first.inventory())
     assert third.inventory() != first.inventory()
