@@ -21,9 +21,11 @@ from bundle.manifest import GraphName
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
+from service.drift import Scores
 from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
+from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
@@ -51,6 +53,7 @@ class Runtime:
 
     `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
     that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
+    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -58,9 +61,12 @@ class Runtime:
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
         self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
         self.ranking, self.statistics = predictor.ranking, Statistics()
+        self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self.has_failed = False
+        self.short_pace, self.long_pace = ({verb: Pace() for verb in VERBS} for _ in range(2))
         self._metrics = metrics
+        metrics.serves(self.manifest.name)
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
         self._runs = {
@@ -81,7 +87,20 @@ class Runtime:
         rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
-        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+        metrics.versions.add(self)
+        self.batcher = Batcher(
+            score,
+            rows=rows,
+            seconds=seconds[min(seconds)],
+            clock=clock,
+            waits=on_gpu,
+            dropped=partial(metrics.dropped, self.manifest.name),
+        )
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Its model and its version, for metrics."""
+        return self.manifest.name, str(self.manifest.version)
 
     @property
     def example(self) -> Instance:
@@ -113,6 +132,8 @@ class Runtime:
         """Logits, predictions and the names of unknown fields, for every row."""
         started = time.perf_counter()
         logits = self.logits(rows)
+        if self.scores:
+            self.scores.add(logits)
         unknown = _named(self.count(rows), self.schema.names)  # only now: a batch whose run fails is done in halves
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
