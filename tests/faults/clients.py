@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import cycle
 from pathlib import Path
@@ -18,6 +18,7 @@ import bundle
 
 PREDICT = "/v1/models/tiny-fm:predict"
 ONE = b'{"instances": [{"user": "u1", "app": "a1"}]}'
+AGAIN = 0.25  # seconds that a client waits after a failure
 KEPT = 200  # requests before a client takes another connection
 
 
@@ -89,7 +90,7 @@ class Crowd:
             ended = time.monotonic()
             if wrong:
                 self.failures.append(Failure(ended, wrong))
-                time.sleep(0.02)
+                time.sleep(AGAIN)
             else:
                 self._answered[number] += 1
                 self._slowest[number] = max(self._slowest[number], ended - started)
@@ -126,6 +127,13 @@ class Golden:
         first, second = list(found.values())[:2]
         assert np.abs(first - second).max() > 1e-2
         return cls(found, allowed, digests, json.dumps({"instances": rows, "logits": True}).encode())
+
+    def version(self, body: bytes) -> int:
+        return int(json.loads(body)["version"])
+
+    def swapped(self) -> "Golden":
+        """With the answers of version 2 for those of version 1, and the other way round."""
+        return replace(self, logits={1: self.logits[2], 2: self.logits[1]})
 
     def check(self, status: int, body: bytes) -> str:
         """What is wrong with an answer to `body`."""

@@ -17,6 +17,7 @@ import pytest
 
 from tests.faults.clients import ONE, PREDICT, Ask, Crowd, is_200
 from tests.faults.conftest import Measured
+from tests.faults.processes import ESTABLISHED, LISTEN, children, held, is_alive, sockets, until
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 STARTED = [sys.executable, "-m", "service"]
@@ -26,7 +27,6 @@ CLIENTS = 4  # with more, a start would wait for a processor
 RANK = "/v1/models/tiny-fm:rank"
 SET = "/v1/models/tiny-fm/candidate-sets/apps"
 RANKED = json.dumps({"context": {"user": "u1"}, "candidate_set": "apps"}).encode()
-ESTABLISHED, LISTEN = "01", "0A"  # states of a connection, as the kernel writes them
 
 pytestmark = pytest.mark.slow
 
@@ -45,42 +45,6 @@ def started_in(folder: Path, started: Started) -> Iterator[tuple[subprocess.Pope
     began = time.monotonic()
     with started("--bundles", str(folder), "--workers", "2", "--admin", "true") as (process, url):
         yield process, url, time.monotonic() - began
-
-
-def children(parent: int) -> list[int]:
-    """The processes of a parent, those that have ended left out."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,stat=", "--ppid", str(parent)], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid, state in map(str.split, found.stdout.splitlines()) if not state.startswith("Z")]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def sockets(port: int, state: str) -> set[str]:
-    """The inodes of the sockets at a port that are in a state."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {line[9] for line in lines if line[3] == state and line[1].endswith(f":{port:04X}")}
-
-
-def held(pid: int, port: int, state: str) -> int:
-    """How many of them a process has."""
-    names = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    return len(sockets(port, state) & {name[len("socket:[") : -1] for name in names})
-
-
-def until(true: Callable[[], bool], *, seconds: float = 60) -> float:
-    """The seconds that it took to become true."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 def of_version_1(status: int, body: bytes) -> str:
