@@ -34,6 +34,13 @@ def is_200(status: int, body: bytes) -> str:
     return "" if status == 200 else f"{status}: {body[:200]!r}"
 
 
+def of_version(version: int) -> Callable[[int, bytes], str]:
+    """Answers have to be of that version."""
+    return lambda status, body: (
+        is_200(status, body) or f"not version {version}" * (json.loads(body)["version"] != version)
+    )
+
+
 class Failure(NamedTuple):
     at: float
     why: str

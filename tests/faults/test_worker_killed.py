@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.clients import ONE, PREDICT, Ask, Crowd, is_200
+from tests.faults.clients import ONE, PREDICT, Ask, Crowd, of_version
 from tests.faults.conftest import Measured
 from tests.faults.processes import ESTABLISHED, LISTEN, children, held, is_alive, sockets, until
 
@@ -47,11 +47,7 @@ def started_in(folder: Path, started: Started) -> Iterator[tuple[subprocess.Pope
         yield process, url, time.monotonic() - began
 
 
-def of_version_1(status: int, body: bytes) -> str:
-    return is_200(status, body) or ("" if json.loads(body)["version"] == 1 else "another version")
-
-
-ASKS = (Ask(PREDICT, ONE, of_version_1), Ask(RANK, RANKED, of_version_1))
+ASKS = (Ask(PREDICT, ONE, of_version(1)), Ask(RANK, RANKED, of_version(1)))
 
 
 def test_twenty_killed_workers(started_in: tuple[subprocess.Popen[str], str, float], measured: Measured) -> None:
