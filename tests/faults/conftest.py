@@ -42,6 +42,30 @@ Measured = Callable[[str, str, str], None]
 MEASURED: list[tuple[str, str, str]] = []
 
 
+ORDER = (
+    "stop",
+    "stop_alike",
+    "worker_killed",
+    "reloads",
+    "bad_bundles",
+    "device_lost",
+    "disk_full",
+    "leaks",
+    "overload",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The table begins with what harms a service that serves, and ends with the training."""
+    names = [f"test_{name}.py" for name in ORDER]
+
+    def place(item: pytest.Item) -> int:
+        return names.index(item.path.name) if item.path.name in names else len(names)
+
+    if all(item.path.parent == NURSERY.parent for item in items):
+        items.sort(key=place)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--requests", type=int, default=1_000_000, help="requests of the search for leaks")
 
