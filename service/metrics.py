@@ -92,6 +92,8 @@ class Metrics:
             ("stage",),
             registry=self.registry,
         )
+        for stage in ("head", "body", "answer"):
+            self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
