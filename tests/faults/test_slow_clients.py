@@ -28,7 +28,7 @@ HEADER, BODY = Settings().header_timeout, Settings().body_timeout
 PREDICT = b"POST /v1/models/tiny-fm:predict HTTP/1.1\r\nhost: here\r\n"
 CRAWLERS = Path(__file__).with_name("crawlers.py")
 SLOW = 1000
-ASKED = 2000  # requests of the others, in a round
+ASKED = 1000  # requests of the others, in a round
 CLIENTS = 4
 HUGE = 200 * 10**6
 NOTICED = 0.3  # seconds that a busy machine may take on top
@@ -201,7 +201,7 @@ def test_others(serving: Callable[..., AbstractContextManager[Service]], measure
         before = service.descriptors
         percentile99(service.port)
         alone, beside = [], []
-        for _ in range(5):
+        for _ in range(3):
             alone.append(percentile99(service.port))
             command = [sys.executable, str(CRAWLERS), str(service.port), str(SLOW)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crawlers:
