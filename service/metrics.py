@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bundle import device
+from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -53,6 +54,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.failed_runs = Counter(
+            "factorlens_failed_runs_total",
+            "Runs of a graph that onnxruntime, or the device under it, failed",
+            ("model", "graph"),
+            registry=self.registry,
+        )
         self.unknown_values = Counter(
             "factorlens_unknown_values_total",
             "Rows in which a field held a value that is not in its vocabulary",
@@ -60,6 +67,21 @@ class Metrics:
             registry=self.registry,
         )
         self.rows = Counter("factorlens_rows_total", "Rows encoded", ("model",), registry=self.registry)
+        self.refused = Counter(
+            "factorlens_refused_total",
+            "Requests for scores turned away before their body was read (overload), or not scored in time (deadline)",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.dropped_rows = Counter(
+            "factorlens_dropped_rows_total",
+            "Rows that waited and were not scored: their deadline was over (deadline), or their client had left (gone)",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.queue_rows = Gauge(
+            "factorlens_queue_rows", "Rows whose bodies are there and that are not answered yet", registry=self.registry
+        )
         self.completeness_error = Histogram(
             "factorlens_completeness_error",
             "Distance between the sum of an explanation's terms and the logit of the score graph",
@@ -97,13 +119,26 @@ class Metrics:
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
+        self.versions = Versioned()
+        self.registry.register(self.versions)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.refusals: dict[tuple[str, str], Counter] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def on_gpu(self, number: int) -> None:
         """From now on the metrics tell of the memory of that GPU."""
         self._memory.sources[str(number)] = partial(device.memory, number)
+
+    def serves(self, model: str) -> None:
+        """Let what is counted of a model begin with zero: the first of its kind would go unseen by `rate`."""
+        for reason in ("overload", "deadline"):
+            self.refusals[model, reason] = self.refused.labels(model, reason)
+        for reason in ("deadline", "gone"):
+            self.dropped_rows.labels(model, reason)
+
+    def dropped(self, model: str, reason: str, rows: int) -> None:
+        self.dropped_rows.labels(model, reason).inc(rows)
 
     def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
         """Count one request. A label is looked up once: it costs more than to count."""

@@ -21,16 +21,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Record:
-    """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote."""
+    """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote.
+    One that `is_common` has its line in the log at debug level, whatever its status."""
 
     request_id: str
     endpoint: str = ""
     model: str = "-"
     version: int | None = None
+    key: str | None = None  # the name of the caller's, where there are keys
     status: int = 0
+    is_common: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def facts(self, seconds: float) -> dict[str, object]:
+        caller = {} if self.key is None else {"key": self.key}
         return {
             "request_id": self.request_id,
             "endpoint": self.endpoint,
@@ -38,6 +42,7 @@ class Record:
             "version": self.version,
             "status": self.status,
             "seconds": round(seconds, 6),
+            **caller,
         }
 
 
@@ -84,7 +89,7 @@ class Recorder:
         seconds = time.perf_counter() - record.started
         if record.endpoint:
             self._metrics.answered(record.endpoint, record.model, record.status, seconds)
-        level = logging.DEBUG if record.status < 400 else logging.INFO
+        level = logging.DEBUG if record.status < 400 or record.is_common else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra={"facts": record.facts(seconds)})
 
