@@ -128,6 +128,8 @@ class Metrics:
             ("stage",),
             registry=self.registry,
         )
+        for stage in ("head", "body", "answer"):
+            self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
         self.shadow = Counter(
             "factorlens_shadow_total",
             "Requests for a shadow to score once more; outcome is scored, dropped, refused or failed",
