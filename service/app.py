@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -20,6 +21,9 @@ from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.traces import Tracer
 
 
 class Service(FastAPI):
@@ -43,6 +47,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics = control or Alone(), Metrics()
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
+    tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
 
     def apply(command: Command) -> None:
         match command:
@@ -58,6 +63,8 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         yield
+        if tracer:
+            tracer.close()
 
     app = Service(
         title="factorlens",
@@ -71,14 +78,20 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
     app.include_router(oip.router(catalog, settings))
     app.include_router(repository.router(catalog, settings, control))
-    app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
+    app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
+    app.verbs = Recorder(Front(catalog, sets, settings), metrics, server_timing=settings.server_timing, trace=tracer)
     app.leave = catalog.leave
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
+
+
+def _tracer(endpoint: str) -> "Tracer":
+    from service.traces import Tracer, exporter  # packages of an extra, and not light
+
+    return Tracer(exporter(endpoint))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

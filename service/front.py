@@ -8,6 +8,7 @@ to itself, so that /livez stays quick.
 import asyncio
 import os
 import re
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -82,21 +83,25 @@ class Front:
         known = self._catalog.find(model)
         record.model = known.name
         loaded = known.version(version)
-        record.version = loaded.manifest.version
+        record.version, record.digest = loaded.manifest.version, loaded.digest
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
+        record.received = time.perf_counter()
+        if verb in self._acts or announced.arrow:
+            return await self._in_thread(lambda: self._act(loaded, raw, verb, announced, record))
+        return await self._score(loaded, raw, announced, _form(verb, announced), receive, record)
+
+    def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, record: Record) -> Reply:
+        began = time.perf_counter()
+        body = self._inflated(raw, announced)
         if verb in self._acts:
-            act = self._acts[verb]
-            return Reply(await self._in_thread(lambda: act(loaded, self._inflated(raw, announced), self._settings)))
-        if announced.arrow:
-            return await self._in_thread(
-                lambda: _predict_arrow(
-                    loaded, self._inflated(raw, announced), self._settings, as_arrow=announced.accepts_arrow
-                )
-            )
-        return await self._score(loaded, raw, announced, _form(verb, announced), receive)
+            reply = Reply(self._acts[verb](loaded, body, self._settings))
+        else:
+            reply = _predict_arrow(loaded, body, self._settings, as_arrow=announced.accepts_arrow)
+        record.spent(began, read=0.0, queue=0.0, compute=time.perf_counter() - began)
+        return reply
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         """Raises Overdue where no thread is free within the setting `patience`."""
@@ -114,10 +119,14 @@ class Front:
         limit = self._settings.max_body_bytes
         return body.inflate(raw, announced.coding, limit=limit) if announced.coding else raw
 
-    async def _score(self, loaded: Runtime, raw: bytes, announced: Announced, form: Form, receive: Receive) -> Reply:
+    async def _score(
+        self, loaded: Runtime, raw: bytes, announced: Announced, form: Form, receive: Receive, record: Record
+    ) -> Reply:
         if announced.coding or len(raw) > INLINE_BYTES:
-            return await self._in_thread(lambda: self._score_alone(loaded, self._inflated(raw, announced), form))
-        with loaded.statistics.request() as stages:
+            return await self._in_thread(
+                lambda: self._score_alone(loaded, self._inflated(raw, announced), form, record)
+            )
+        with loaded.statistics.request(record) as stages:
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             if count_of(request) > loaded.batcher.rows:
@@ -128,9 +137,9 @@ class Front:
             stages.scored(scored.seconds)
             return form.answer(loaded, scored, asked)
 
-    def _score_alone(self, loaded: Runtime, raw: bytes, form: Form) -> Reply:
+    def _score_alone(self, loaded: Runtime, raw: bytes, form: Form, record: Record) -> Reply:
         """A whole request at once, in runs of its own."""
-        with loaded.statistics.request() as stages:
+        with loaded.statistics.request(record) as stages:
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             scored = loaded.score_all([request])

@@ -3,12 +3,14 @@
 import argparse
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -35,6 +37,18 @@ def _public_keys(given: object) -> object:
         return tuple(sorted(public_keys([each.strip() for each in given.split(",") if each.strip()])))
     except SigningRefused as error:
         raise ValueError(str(error)) from None
+
+
+def _collector(given: str) -> str:
+    """The address without a slash at its end."""
+    if not re.match(r"https?://[^/]", given):
+        raise ValueError("expected an address such as http://127.0.0.1:4318")
+    try:
+        find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ModuleNotFoundError:
+        sentence = "the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder"
+        raise ValueError(sentence) from None
+    return given.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -110,6 +124,14 @@ class Settings(BaseSettings):
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
         "line at info, any other at debug",
+    )
+    server_timing: bool = Field(
+        default=False, description="true says in a header of each answer how long which stage of the request took"
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        default=None,
+        description="the http or https address of an OpenTelemetry collector (OTLP), which then gets a trace of each "
+        "request; needs the packages of the extra otel",
     )
 
     @property

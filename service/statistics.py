@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 NANOSECONDS: Final = 1e9
 
@@ -42,9 +42,9 @@ class Statistics:
     runs: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
     _lock: Lock = field(default_factory=Lock)
 
-    def request(self) -> "Stages":
-        """Times one request, from its whole body to its answer."""
-        return Stages(self)
+    def request(self, timed: "Timed | None" = None) -> "Stages":
+        """Times one request, from its whole body to its answer, and tells `timed`, too."""
+        return Stages(self, timed)
 
     def ran(self, rows: int, seconds: float) -> None:
         """One run of the score graph over so many rows."""
@@ -97,13 +97,20 @@ class Statistics:
             }
 
 
+class Timed(Protocol):
+    """Whoever wants to know the stages of one request."""
+
+    def spent(self, began: float, *, read: float, queue: float, compute: float) -> None:
+        """Told once it is answered: when its stages began, as `time.perf_counter` counts, and the seconds of each."""
+
+
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
 
-    __slots__ = ("_infer", "_read", "_scored", "_started", "_statistics")
+    __slots__ = ("_infer", "_read", "_scored", "_started", "_statistics", "_timed")
 
-    def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+    def __init__(self, statistics: Statistics, timed: Timed | None) -> None:
+        self._statistics, self._timed = statistics, timed
         self._started = self._scored = time.perf_counter()
         self._read: float | None = None
         self._infer = 0.0
@@ -132,6 +139,8 @@ class Stages:
             infer=self._infer,
             answer=now - self._scored,
         )
+        if self._timed is not None:
+            self._timed.spent(self._started, read=read - self._started, queue=waited - read, compute=self._infer)
 
 
 def _of_size(rows: int, run: Spent) -> dict[str, object]:
