@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,11 +44,11 @@ def _collector(given: str) -> str:
     """The address without a slash at its end."""
     if not re.match(r"https?://[^/]", given):
         raise ValueError("expected an address such as http://127.0.0.1:4318")
-    try:
-        find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ModuleNotFoundError:
-        sentence = "the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder"
-        raise ValueError(sentence) from None
+    exporter = None
+    with suppress(ModuleNotFoundError):
+        exporter = find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    if exporter is None:
+        raise ValueError("the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder")
     return given.rstrip("/")
 
 

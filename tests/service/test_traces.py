@@ -149,6 +149,6 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     for given in ("127.0.0.1:4318", "grpc://127.0.0.1:4317", "http://"):
         with pytest.raises(SettingsRefused, match=r"--otlp-endpoint.*expected an address"):
             settings.load(["--otlp-endpoint", given])
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsRefused, match=r"\.\[otel\]"):
         settings.load(["--otlp-endpoint", "http://127.0.0.1:4318"])
