@@ -18,6 +18,7 @@ log = logging.getLogger("service")
 def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["bench"]:
         return bench.main(arguments[1:])
+    logs.keep_stderr()
     try:
         chosen = settings.load(arguments)
         if chosen.workers > 1 and sys.platform != "linux":
@@ -34,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.workers > 1:
         return supervisor.run(chosen, listener)
     app = create_app(chosen)
-    server = Server(app, announce, app.leave, lame_duck=chosen.lame_duck)
+    server = Server(app, announce, app.hooks, chosen)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return 0 if server.started and not app.hooks.has_failed() else 1
 
 
 def _bind(chosen: Settings) -> socket.socket:

@@ -1,6 +1,6 @@
 """The composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.server import Hooks
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Service(FastAPI):
     """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
 
     verbs: ASGIApp
-    leave: Callable[[], None]  # to be ready no more
+    hooks: Hooks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
@@ -48,6 +49,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
     tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    catalog.prepare = sets.prepare
 
     def apply(command: Command) -> None:
         match command:
@@ -80,7 +82,11 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
     app.verbs = Recorder(Front(catalog, sets, settings), metrics, server_timing=settings.server_timing, trace=tracer)
-    app.leave = catalog.leave
+    app.hooks = Hooks(
+        leave=catalog.leave,
+        late=lambda stage: metrics.slow_clients.labels(stage).inc(),
+        has_failed=lambda: bool(catalog.failures),
+    )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -61,6 +61,7 @@ class Catalog:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
+        self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
         self._is_leaving = False
 
@@ -142,7 +143,18 @@ class Catalog:
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
-        return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
+        said = [f"{model.name} has no version that serves ({model.reasons})" for model in idle]
+        return "; ".join(said + self.failures)
+
+    @property
+    def failures(self) -> list[str]:
+        """What cannot run any more, though it could when it was loaded: only another process may help."""
+        return [
+            f"version {version} of {model.name} cannot run any more"
+            for model in self.models.values()
+            for version, loaded in model.serving.items()
+            if loaded.has_failed
+        ]
 
     def _load_model(self, name: str, serving: Mapping[str, Runtime], known: Versions | None = None) -> Model:
         """The newest good versions of a model, or those `known` elsewhere; those that are among `serving`, and the same
@@ -174,6 +186,7 @@ class Catalog:
                 gpu=self._settings.gpu,
             )
             _check_place(loaded, model.name, version)
+            self.prepare(loaded)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
             model.rejected[str(version)] = _reason(error)
             unforeseen = not isinstance(error, BundleError)

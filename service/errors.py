@@ -5,13 +5,18 @@ ServiceError
 ├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyUnsupported    the body is an Arrow stream, and none is taken here
 ├── BodyTooLarge       the body has too many bytes
+├── BodyLate           the body took too long to arrive
+├── HeadTooLarge       the headers have too many bytes
+├── AddressTooLong     the address has too many bytes
+├── Malformed          what was sent is no HTTP request
 ├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
 ├── Forbidden          what is served may not be changed by this request
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
-└── Overdue            the request has waited too long for its turn
+├── Overdue            the request has waited too long for its turn
+└── RunFailed          onnxruntime, or the device under it, failed
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -77,6 +82,22 @@ class BodyTooLarge(ServiceError):
     """The body has more bytes than `max_body_bytes`, as it was sent or when it is inflated."""
 
 
+class BodyLate(ServiceError):
+    """The body took longer than `body_timeout` to arrive."""
+
+
+class HeadTooLarge(ServiceError):
+    """The head of a request has more bytes than one may have."""
+
+
+class AddressTooLong(ServiceError):
+    """The address of a request has more bytes than one may have."""
+
+
+class Malformed(ServiceError):
+    """What a client sent is no HTTP request."""
+
+
 class BodyRefused(ServiceError):
     """The body can be read, but is not what the endpoint takes."""
 
@@ -115,6 +136,10 @@ class Overdue(ServiceError):
     """A request that waited longer than `patience` and was not scored."""
 
 
+class RunFailed(ServiceError):
+    """A request that onnxruntime, or the device under it, could not run; no request is to blame for that."""
+
+
 class _Kind(NamedTuple):
     status: HTTPStatus
     title: str
@@ -125,6 +150,10 @@ KINDS: dict[type[Exception], _Kind] = {
     BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in a way that is not known here"),
     BodyUnsupported: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "An Arrow stream is not taken here"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    BodyLate: _Kind(HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly"),
+    HeadTooLarge: _Kind(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large"),
+    AddressTooLong: _Kind(HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long"),
+    Malformed: _Kind(HTTPStatus.BAD_REQUEST, "The request cannot be read"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
     Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
@@ -133,11 +162,13 @@ KINDS: dict[type[Exception], _Kind] = {
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
+    RunFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The model could not be run"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     BodyUnsupported: {"accept": "application/json"},
     Overdue: {"retry-after": "1"},
+    RunFailed: {"retry-after": "1"},
 }
 
 

@@ -54,6 +54,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.failed_runs = Counter(
+            "factorlens_failed_runs_total",
+            "Runs of a graph that onnxruntime, or the device under it, failed",
+            ("model", "graph"),
+            registry=self.registry,
+        )
         self.unknown_values = Counter(
             "factorlens_unknown_values_total",
             "Rows in which a field held a value that is not in its vocabulary",
@@ -85,6 +91,12 @@ class Metrics:
         self.candidate_set_bytes = Gauge(
             "factorlens_candidate_set_bytes",
             "What the candidate sets count towards max_candidate_set_bytes",
+            registry=self.registry,
+        )
+        self.slow_clients = Counter(
+            "factorlens_slow_clients_total",
+            "Connections that ended because the client took too long; stage is head, body or answer",
+            ("stage",),
             registry=self.registry,
         )
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)

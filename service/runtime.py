@@ -1,5 +1,6 @@
 """One version of a model, loaded: its decoder, its encoder and its graphs, with a clock and counters on them."""
 
+import logging
 import time
 import timeit
 import weakref
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, buckets, explanation
+from bundle import EncodedRows, Encoder, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
@@ -21,6 +22,7 @@ from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
 from service.drift import Scores
+from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
 from service.signature import Signature
@@ -38,6 +40,8 @@ REPEATS: Final = 5  # of each measurement; the quickest counts
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 Request = Table | Rows | EncodedRows
 Verb = Literal["predict", "explain", "rank", "infer"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
@@ -46,7 +50,8 @@ VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 class Runtime:
     """Answers for one version, in runs of at most `rows_per_run` rows. Safe to call from many threads.
 
-    `batcher`, for the event loop, scores what several requests hold in one run.
+    `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
+    that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -56,6 +61,7 @@ class Runtime:
         self.ranking, self.statistics = predictor.ranking, Statistics()
         self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+        self.has_failed = False
         self._metrics = metrics
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
@@ -64,6 +70,7 @@ class Runtime:
             for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
+        self._failed_runs = {graph: metrics.failed_runs.labels(self.manifest.name, graph) for graph in self._runs}
         on_gpu = predictor.score.chosen != "cpu"
         # On a processor that is shared with others only the thread's own time says how long a run is.
         clock = time.perf_counter if on_gpu else time.thread_time
@@ -173,11 +180,29 @@ class Runtime:
 
     def _run(self, graph: GraphName, act: Callable[[EncodedRows], T], rows: EncodedRows) -> T:
         started = time.perf_counter()
-        answers = act(rows)
+        try:
+            answers = act(rows)
+        except RuntimeRefused as error:
+            raise self._failed(graph, error) from error
         size, seconds = self._runs[graph]
         size.observe(len(rows.ids))
         seconds.observe(time.perf_counter() - started)
         return answers
+
+    def _failed(self, graph: GraphName, error: RuntimeRefused) -> RunFailed:
+        self._failed_runs[graph].inc()
+        if not self.has_failed:  # else it is said, and each of many requests would say it again
+            try:
+                self.predictor.score.run(self.encoder.rows([self.example]))
+            except RuntimeRefused:
+                self.has_failed = True
+                self._metrics.ready.set(0)
+            log.error(
+                "run failed",
+                extra={"facts": {**self.identity, "graph": graph, "for_good": self.has_failed}},
+                exc_info=error,
+            )
+        return RunFailed("the model could not be run: send the request again, to another instance if there is one")
 
 
 def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Request]) -> Scored:

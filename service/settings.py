@@ -98,6 +98,15 @@ class Settings(BaseSettings):
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
+    header_timeout: float = Field(
+        default=5.0, ge=1, le=3600, description="seconds in which the head of a request has to arrive"
+    )
+    body_timeout: float = Field(
+        default=10.0,
+        ge=1,
+        le=3600,
+        description="seconds in which the body of a request has to arrive, and an answer has to be read",
+    )
     patience: float = Field(
         default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
     )

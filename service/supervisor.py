@@ -35,7 +35,8 @@ WATCH_SECONDS: Final = 1.0  # between questions for its metrics: what a worker c
 HANG_SECONDS: Final = 30.0  # without an answer, after which a worker is replaced
 END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
 STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE: Final = 30.0  # after starts that failed
+LONGEST_REST: Final = 3.0  # after a worker that had started, so that it is replaced within 5 seconds and its start
 TRIES: Final = 5  # failed starts one after another, with no worker left, after which the service ends
 
 log = logging.getLogger(__name__)
@@ -136,13 +137,13 @@ class Supervisor:
             raise
 
     async def _keep(self, number: int) -> None:
-        """Replace a worker whenever it ends; sooner and sooner later where that happens again and again."""
+        """Replace a worker whenever it ends; later and later where that happens again and again."""
         pause = 0.0
         while True:
             started = time.monotonic()
             code = await self._gone(self._members[number])
             steady = time.monotonic() - started > STEADY_SECONDS
-            pause = 0.0 if steady else _longer(pause)
+            pause = 0.0 if steady else min(_longer(pause), LONGEST_REST)
             log.warning("worker ended", extra={"facts": {"worker": number, "code": code}})
             failures = 0
             while number not in self._members:

@@ -54,8 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure(settings.log_level, worker=begin.number)
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    Server(app, channel.announce, app.leave, lame_duck=settings.lame_duck).run(sockets=[_bind(begin)])
-    return 0
+    server = Server(app, channel.announce, app.hooks, settings)
+    server.run(sockets=[_bind(begin)])
+    return 1 if app.hooks.has_failed() else 0
 
 
 def _bind(begin: Begin) -> socket.socket:

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from httpx import Client
 
+from service import candidates
+from service.runtime import Runtime
+from service.tables import Table
+
 CANDIDATES: list[dict[str, Any]] = [
     {"app": "a1", "tags": ["fun"]},
     {"app": "a2"},
@@ -203,6 +207,40 @@ def test_every_version_has_a_set_of_its_own(
     response = client.post("/v1/models/tiny-fm/versions/1:rank", json=body)
     assert (response.status_code, response.json()["detail"]) == (422, rejected["reason"])
     assert client.post("/v1/models/tiny-fm/versions/2:rank", json=body).status_code == 200
+
+
+def test_a_new_version_has_the_sets_before_it_serves(
+    bundles: Path,
+    publish: Callable[[int], Path],
+    serve: Callable[..., Client],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Version 2 has more slots for a candidate, and its rows are counted as they are."""
+    shutil.copytree(bundles / "ids-only-fm" / "1", tmp_path / "tiny-fm" / "1")
+    manifest = json.loads((tmp_path / "tiny-fm/1/manifest.json").read_text())
+    (tmp_path / "tiny-fm/1/manifest.json").write_text(json.dumps(manifest | {"name": "tiny-fm", "checksum": None}))
+    client = serve(admin=True, max_candidate_set_bytes=10_000)
+    put = client.put(f"{SETS}/apps", json={"columns": {"app": ["a1"] * 100}}).json()
+    publish(2)
+    encoded: list[int] = []
+    known = candidates.encode
+
+    def count(loaded: Runtime, table: Table) -> candidates.Encoded:
+        encoded.append(loaded.manifest.version)
+        return known(loaded, table)
+
+    monkeypatch.setattr(candidates, "encode", count)
+    assert client.post("/v2/repository/models/tiny-fm/load").status_code == 200
+    assert encoded == [2]
+    asked: dict[str, Any] = {"context": {"user": "u1"}, "candidate_set": "apps"}
+    assert rank(client, **asked)["version"] == 2
+    assert encoded == [2]
+    more = client.get(f"{SETS}/apps").json()["bytes"] - put["bytes"]
+    assert more == 100 * 12 * (1 + 4 - 2)
+    assert f"factorlens_candidate_set_bytes {put['bytes'] + more:.1f}" in client.get("/metrics").text
+    full = client.put(f"{SETS}/more", json={"columns": {"app": ["a1"] * 40}})
+    assert full.json()["detail"].endswith(f"and {10_000 - put['bytes'] - more} are free: delete another one")
 
 
 def test_only_reading_is_open_to_all(publish: Callable[[int], Path], serve: Callable[..., Client]) -> None:
