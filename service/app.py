@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from anyio import create_task_group
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,10 +13,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import candidate_routes, errors, oip, openapi, repository, routes
+from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes
+from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet
+from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -45,7 +47,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 
     `control` leads to the other processes that answer with this one; without it there are none.
     """
-    control, metrics = control or Alone(), Metrics()
+    control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets = CandidateSets(catalog, settings, metrics)
     tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -57,14 +59,23 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                 sets.put(command)
             case DropSet():
                 sets.drop(command)
-            case ChangeModel():
+            case Serve():
                 catalog.apply(command)
+            case SetRoutes():
+                catalog.route(command)
+
+    def load(inventory: Inventory) -> None:
+        keys.load()
+        catalog.load(inventory)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
+        await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
-        yield
+        async with create_task_group() as tasks:
+            tasks.start_soon(control.run)
+            yield
+            tasks.cancel_scope.cancel()
         if tracer:
             tracer.close()
 
@@ -74,16 +85,21 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         version="v1",
         lifespan=lifespan,
         redoc_url=None,
+        openapi_url=None if settings.docs == "off" else "/openapi.json",
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, control))
+    app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
     app.include_router(oip.router(catalog, settings))
+    app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
+    app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics, server_timing=settings.server_timing, trace=tracer)
+    front = guard.shielded(Front(catalog, sets, settings, metrics), settings, keys)
+    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
     app.hooks = Hooks(
         leave=catalog.leave,
+        renew=keys.renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
     )

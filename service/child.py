@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -14,6 +15,7 @@ from service import channel
 from service.channel import (
     Ask,
     Begin,
+    Count,
     Do,
     Done,
     Failed,
@@ -27,8 +29,9 @@ from service.channel import (
     Serving,
     ToWorker,
 )
-from service.control import Command, Inventory
+from service.control import Command, Inventory, Worker
 from service.exposition import Family
+from service.memory import resident_bytes
 from service.settings import PREFIX
 
 AGAIN_SECONDS: Final = 1.0  # for a second question: after the first one this process itself may have been stopped
@@ -54,6 +57,7 @@ class Child:
         self.measured: list[Family] = []  # the last metrics it said
         self.inventory: Inventory = {}  # and what it serves
         self._process, self._link, self._asked = process, link, asked
+        self._started = time.monotonic()
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._serving: asyncio.Future[None] = loop.create_future()
@@ -150,6 +154,11 @@ class Child:
     def is_alive(self) -> bool:
         return self._gone is None
 
+    @property
+    def worker(self) -> Worker:
+        pid = self._process.pid
+        return Worker(self.number, pid, time.monotonic() - self._started, resident_bytes(pid))
+
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
         code = await self._process.wait()
@@ -179,7 +188,7 @@ class Child:
                     _settle(self._waiting.pop(at), failure)
                 case Measured(at=at, families=families):
                     _settle(self._waiting.pop(at), families)
-                case Ask() | Gather():
+                case Ask() | Gather() | Count():
                     self._asked(self, message)
         self._link.close()
         if reason:
@@ -193,7 +202,7 @@ class Child:
                 waiting.exception()  # nobody has to look
 
 
-Asked = Callable[[Child, Ask | Gather], None]
+Asked = Callable[[Child, Ask | Gather | Count], None]
 
 
 def _settle(waiting: asyncio.Future[T], result: T) -> None:

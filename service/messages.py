@@ -21,10 +21,11 @@ REFUSALS_SHOWN = 20
 
 
 class Reply(NamedTuple):
-    """An answer as it is sent: its body, and the headers that are its own."""
+    """An answer as it is sent: its body, and the headers that are its own. `rows` is how many it was asked about."""
 
     content: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    rows: int = 1
 
 
 class _Message(BaseModel):

@@ -67,6 +67,21 @@ class Metrics:
             registry=self.registry,
         )
         self.rows = Counter("factorlens_rows_total", "Rows encoded", ("model",), registry=self.registry)
+        self.refused = Counter(
+            "factorlens_refused_total",
+            "Requests for scores turned away before their body was read (overload), or not scored in time (deadline)",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.dropped_rows = Counter(
+            "factorlens_dropped_rows_total",
+            "Rows that waited and were not scored: their deadline was over (deadline), or their client had left (gone)",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.queue_rows = Gauge(
+            "factorlens_queue_rows", "Rows whose bodies are there and that are not answered yet", registry=self.registry
+        )
         self.completeness_error = Histogram(
             "factorlens_completeness_error",
             "Distance between the sum of an explanation's terms and the logit of the score graph",
@@ -106,11 +121,22 @@ class Metrics:
         self.registry.register(self.versions)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.refusals: dict[tuple[str, str], Counter] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def on_gpu(self, number: int) -> None:
         """From now on the metrics tell of the memory of that GPU."""
         self._memory.sources[str(number)] = partial(device.memory, number)
+
+    def serves(self, model: str) -> None:
+        """Let what is counted of a model begin with zero: the first of its kind would go unseen by `rate`."""
+        for reason in ("overload", "deadline"):
+            self.refusals[model, reason] = self.refused.labels(model, reason)
+        for reason in ("deadline", "gone"):
+            self.dropped_rows.labels(model, reason)
+
+    def dropped(self, model: str, reason: str, rows: int) -> None:
+        self.dropped_rows.labels(model, reason).inc(rows)
 
     def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
         """Count one request. A label is looked up once: it costs more than to count."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bundle import EncodedRows, Encoder, InputError
 from service.candidates import CandidateSets, Encoded
 from service.errors import of_context
-from service.messages import check_count
+from service.messages import Reply, check_count
 from service.runtime import Runtime
 from service.settings import Settings
 from service.tables import Table, check_apart
@@ -19,7 +19,7 @@ Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]
 
 
-def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> bytes:
+def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Reply:
     """The answer to one request, as `messages.RankAnswer` describes it."""
     asked = loaded.decoder.rank(raw, limit=settings.max_candidates)
     if asked.explain is not None:
@@ -40,7 +40,7 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
         chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
         explained = loaded.explain(chosen.rows(loaded.schema.names), loaded.encode(chosen), top_k=settings.top_k)
         said["explanations"] = [each.as_json() for each in explained]
-    return msgspec.json.encode(said)
+    return Reply(msgspec.json.encode(said), rows=len(logits))
 
 
 def best(logits: Logits, count: int) -> NDArray[np.int64]:

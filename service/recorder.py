@@ -23,14 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Record:
-    """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote."""
+    """One request, filled in while it is answered; `model` is a name of ours or "-", never what the client wrote.
+    One that `is_common` has its line in the log at debug level, whatever its status."""
 
     request_id: str
     endpoint: str = ""
     model: str = "-"
     version: int | None = None
     digest: str | None = None
+    key: str | None = None  # the name of the caller's, where there are keys
     status: int = 0
+    is_common: bool = False
     started: float = field(default_factory=time.perf_counter)
     received: float = 0.0  # when its whole body was there
     stages: "Stages | None" = None
@@ -41,6 +44,7 @@ class Record:
 
     def facts(self, seconds: float) -> dict[str, object]:
         stages = {} if self.stages is None else self.stages._asdict()
+        caller = {} if self.key is None else {"key": self.key}
         return {
             "request_id": self.request_id,
             "endpoint": self.endpoint,
@@ -50,6 +54,7 @@ class Record:
             "status": self.status,
             "seconds": round(seconds, 6),
             **{f"{stage}_seconds": round(spent, 6) for stage, spent in stages.items()},
+            **caller,
         }
 
 
@@ -116,7 +121,7 @@ class Recorder:
             self._metrics.answered(record.endpoint, record.model, record.status, seconds)
             if self._trace is not None:
                 self._trace(record, scope, seconds)
-        level = logging.DEBUG if record.status < 400 else logging.INFO
+        level = logging.DEBUG if record.status < 400 or record.is_common else logging.INFO
         if seconds > SLOW_SECONDS and (now := record.started + seconds) >= self._quiet_until:
             level, self._quiet_until = logging.INFO, now + 1.0
         if log.isEnabledFor(level):

@@ -25,6 +25,7 @@ from service.drift import Scores
 from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
+from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
@@ -52,6 +53,7 @@ class Runtime:
 
     `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
     that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
+    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
@@ -62,7 +64,9 @@ class Runtime:
         self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
         self.has_failed = False
+        self.short_pace, self.long_pace = ({verb: Pace() for verb in VERBS} for _ in range(2))
         self._metrics = metrics
+        metrics.serves(self.manifest.name)
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
         self._runs = {
@@ -84,7 +88,14 @@ class Runtime:
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
         metrics.versions.add(self)
-        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+        self.batcher = Batcher(
+            score,
+            rows=rows,
+            seconds=seconds[min(seconds)],
+            clock=clock,
+            waits=on_gpu,
+            dropped=partial(metrics.dropped, self.manifest.name),
+        )
 
     @property
     def labels(self) -> tuple[str, str]:

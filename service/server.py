@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.settings import Settings
+from service.tls import Tls
 from service.transport import LINGERING, Awaited, Limits, Protocol
 
 CLOSE: Final = (b"connection", b"close")
@@ -34,10 +36,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a server and its app say to each other: `leave`: be ready no more. `late`: a client took longer than the
+    """What a server and its app say to each other: `leave`: be ready no more. `renew`: read
+    again what was read from files, and may have changed. `late`: a client took longer than the
     settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help."""
 
     leave: Callable[[], None]
+    renew: Callable[[], None]
     late: Callable[[str], None]
     has_failed: Callable[[], bool]
 
@@ -47,7 +51,8 @@ class Server(uvicorn.Server):
 
     SIGTERM makes it a lame duck: the app leaves, and for `lame_duck` seconds it goes on answering, new connections,
     too, but closes each with its answer. Then, and at once on SIGINT, it stops listening, answers what it has accepted,
-    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal.
+    for DRAIN_SECONDS at most, and returns, where uvicorn would end the process by the signal. SIGHUP has the app renew
+    what it has read from files, and the certificate with it.
 
     Once its app has failed it does as after SIGTERM: whoever started the process is to start another one.
     """
@@ -58,6 +63,7 @@ class Server(uvicorn.Server):
         announce: Callable[[Sequence[socket.socket]], Awaitable[None]],
         hooks: Hooks,
         settings: Settings,
+        tls: Tls | None = None,
     ) -> None:
         limits = Limits(_seconds(settings), _connections(), self._count_late)
         protocol: Any = partial(Protocol, limits)  # uvicorn calls it as it would call the class
@@ -72,9 +78,11 @@ class Server(uvicorn.Server):
                 ws="none",
                 http=protocol,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
+                ssl_context_factory=None if tls is None else lambda *_: tls.context,
             )
         )
         self._announce, self._hooks, self._lame_duck = announce, hooks, settings.lame_duck
+        self._tls = tls
         self._late_ones = Counter[str]()
         self._is_crowded_by = limits.connections / 2
         self._is_leaving = False
@@ -86,7 +94,14 @@ class Server(uvicorn.Server):
         gc.freeze()  # the models stay: no later collection has to walk through them
         gc.set_threshold(YOUNG_OBJECTS)
         self._sweeping = asyncio.create_task(self._sweep())
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._renew)
         await self._announce(sockets or [])
+
+    def _renew(self) -> None:
+        self._hooks.renew()
+        if self._tls:
+            self._tls.renew()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM and self.started and self._lame_duck:
@@ -157,8 +172,8 @@ def _connections() -> int:
     return max(most - SPARE_DESCRIPTORS, SPARE_DESCRIPTORS)
 
 
-async def announce(listeners: Sequence[socket.socket]) -> None:
+async def announce(listeners: Sequence[socket.socket], *, scheme: str) -> None:
     """Log where the service listens."""
     for listener in listeners:
         host, port = listener.getsockname()[:2]
-        log.info("listening", extra={"facts": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
+        log.info("listening", extra={"facts": {"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"}})

@@ -107,11 +107,11 @@ class Timed(Protocol):
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
 
-    __slots__ = ("_infer", "_read", "_scored", "_started", "_statistics", "_timed")
+    __slots__ = ("_infer", "_read", "_scored", "_statistics", "_timed", "started")
 
     def __init__(self, statistics: Statistics, timed: Timed | None) -> None:
         self._statistics, self._timed = statistics, timed
-        self._started = self._scored = time.perf_counter()
+        self.started = self._scored = time.perf_counter()
         self._read: float | None = None
         self._infer = 0.0
 
@@ -129,18 +129,18 @@ class Stages:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         now = time.perf_counter()
         if kind is not None:
-            self._statistics.failed(now - self._started)
+            self._statistics.failed(now - self.started)
             return
-        waited = max(self._scored - self._infer, self._started)
+        waited = max(self._scored - self._infer, self.started)
         read = waited if self._read is None else min(self._read, waited)
         self._statistics.succeeded(
-            encode=read - self._started,
+            encode=read - self.started,
             queue=waited - read,
             infer=self._infer,
             answer=now - self._scored,
         )
         if self._timed is not None:
-            self._timed.spent(self._started, read=read - self._started, queue=waited - read, compute=self._infer)
+            self._timed.spent(self.started, read=read - self.started, queue=waited - read, compute=self._infer)
 
 
 def _of_size(rows: int, run: Spent) -> dict[str, object]:

@@ -4,7 +4,7 @@ Every worker has a listening socket of its own at one address (SO_REUSEPORT), am
 out: of 64 at once, two workers get 35 and 29 on average, where one socket that both inherit gave one of them 43 to 57,
 and sometimes all. A worker that dies takes along its socket alone, and no connection waits for its successor.
 
-What a new worker has to know is in `_present`, the commands that lead to today's state, and in `_inventory`.
+What a new worker has to know is in `_present`, the commands that lead to today's state, and in the planner's inventory.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from signal import Signals
 from typing import Final
@@ -21,10 +21,12 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from service import exposition
-from service.channel import Answer, Ask, Begin, Gather, Gathered
+from service.channel import Answer, Ask, Begin, Count, Counted, Gather, Gathered
 from service.child import Child, StartFailed
-from service.control import Command, Inventory, Key
+from service.control import ChangeModel, Command, Inventory, Key
+from service.errors import ServiceError
 from service.exposition import Family
+from service.planner import Planner
 from service.server import DRAIN_SECONDS, announce
 from service.settings import Settings
 
@@ -56,7 +58,7 @@ class Supervisor:
         self._settings, self._address = settings, address
         self._children: set[Child] = set()  # whatever has a process
         self._members: dict[int, Child] = {}  # those that answer requests, by number
-        self._inventory: Inventory | None = None
+        self._planner = Planner(settings)
         self._present: dict[Key, Command] = {}
         self._one_by_one = asyncio.Lock()
         self._departed: list[Family] = []  # what those that ended had counted
@@ -69,6 +71,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (Signals.SIGTERM, Signals.SIGINT):
             loop.add_signal_handler(number, self._end_by, number)
+        loop.add_signal_handler(Signals.SIGHUP, self._renew)
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,37 +89,37 @@ class Supervisor:
         """Start all, let none listen before all have loaded, and replace those that end."""
         numbers = range(self._settings.workers)
         try:
-            first = await self._start(0)  # alone: what keeps it from starting would keep the others
+            first = await self._start(0, await self._planner.start())  # alone: what stops it would stop the others
+            await asyncio.to_thread(self._planner.keep, first.inventory)
             children = [first, *await asyncio.gather(*(self._start(number) for number in numbers[1:]))]
             for child in children:
                 await self._join(child)
-        except StartFailed as failed:
+        except (StartFailed, OSError) as failed:
             self._failure = f"the service cannot start: {failed}"
             return
-        await announce([self._address])
-        await asyncio.gather(*(self._keep(number) for number in numbers))
+        await announce([self._address], scheme=self._settings.scheme)
+        watching = self._planner.watch(self._of_own_accord)
+        await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
-    async def _start(self, number: int) -> Child:
+    async def _start(self, number: int, inventory: Inventory | None = None) -> Child:
         """A worker that has loaded what the others serve."""
         begin = Begin(
             number=number,
             settings=_as_json(self._settings),
             family=self._address.family,
             address=list(self._address.getsockname()),
-            inventory=self._inventory,
+            inventory=self._planner.inventory if inventory is None else inventory,
         )
         child = await Child.spawn(begin, self._asked)
         with self._starting(child):
             await child.loaded(seconds=LOAD_SECONDS)
-        if self._inventory is None:
-            self._inventory = child.inventory
         return child
 
     async def _join(self, child: Child) -> None:
         """Tell a worker what the others know, and let it answer requests."""
         async with self._one_by_one:
             with self._starting(child):
-                if child.inventory != self._inventory:
+                if child.inventory != self._planner.inventory:
                     raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=command.seconds):
@@ -174,6 +177,11 @@ class Supervisor:
         self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
         return code
 
+    def _renew(self) -> None:
+        """SIGHUP: every worker reads again what is kept in files. One that does not serve yet has just read them."""
+        for child in self._members.values():
+            child.signal(Signals.SIGHUP)
+
     def _end_by(self, number: Signals) -> None:
         """SIGTERM lets the workers be lame ducks; a SIGINT after it cuts that short, as in a single process."""
         self._by = number
@@ -190,8 +198,15 @@ class Supervisor:
         seconds = END_SECONDS + self._settings.lame_duck
         await asyncio.gather(*(child.end(self._by, seconds=seconds) for child in self._children))
 
-    def _asked(self, child: Child, message: Ask | Gather) -> None:
-        self._run(self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message))
+    def _asked(self, child: Child, message: Ask | Gather | Count) -> None:
+        match message:
+            case Ask():
+                self._run(self._carry_out(child, message))
+            case Gather():
+                self._run(self._gather(child, message))
+            case Count(at=at):
+                workers = [self._members[number].worker for number in sorted(self._members)]
+                self._run(child.send(Counted(at, workers)))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -199,29 +214,52 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, asker: Child, ask: Ask) -> None:
-        """Have every worker carry out a command. Where some do, the others are replaced, and find it present.
+        """Have every worker carry out a command, and answer the one that asked."""
+        done, failed, refused = 0, 0, None
 
-        A worker that ended meanwhile knows nothing any more, and does not count.
+        async def everywhere(plan: Callable[[], Command]) -> None:
+            nonlocal done, failed
+            done, failed = await self._everywhere(plan, asker, ask.at)
+
+        try:
+            if isinstance(command := ask.command, ChangeModel):
+                await self._planner.carry_out(command, everywhere)
+            else:
+                await everywhere(lambda: command)
+        except ServiceError as error:
+            refused = type(error).__name__, str(error)
+        await asker.send(Answer(ask.at, done, failed, refused))
+
+    async def _of_own_accord(self, plan: Callable[[], Command]) -> None:
+        await self._everywhere(plan, None, 0)
+
+    async def _everywhere(self, plan: Callable[[], Command], asker: Child | None, at: int) -> tuple[int, int]:
+        """How many workers carried out a command, and how many others did not.
+
+        Where some do, the others are replaced, and find it present; so are those that have come to something else. A
+        worker that ended meanwhile knows nothing any more, and does not count.
         """
         async with self._one_by_one:
+            command = await asyncio.to_thread(plan)
             children = list(self._members.values())
             answers = await asyncio.gather(
                 *(
-                    child.do(ask.command, asked=ask.at if child is asker else None, seconds=ask.command.seconds)
+                    child.do(command, asked=at if child is asker else None, seconds=command.seconds)
                     for child in children
                 )
             )
             failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
-            done = answers.count(None)
+            done = [child for child, failure in zip(children, answers, strict=True) if failure is None]
             if done:
-                ask.command.settle(self._present)
-                self._inventory = children[answers.index(None)].inventory
-            elif failed:  # a load that all refuse, for the newest version is broken, may have changed the others
-                self._inventory = failed[0][0].inventory
-            for child, failure in failed if done else ():
+                command.settle(self._present)
+            agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
+            if agreed:
+                await asyncio.to_thread(self._planner.keep, agreed[0].inventory)
+            others = [(child, "it serves something else") for child in agreed if child.inventory != agreed[0].inventory]
+            for child, failure in [*others, *(failed if done else [])]:
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
                 self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
-        await asker.send(Answer(ask.at, done, len(failed)))
+        return len(done), len(failed)
 
     async def _gather(self, asker: Child, gather: Gather) -> None:
         measured = await asyncio.gather(*(child.measure(seconds=MEASURE_SECONDS) for child in self._members.values()))

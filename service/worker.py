@@ -12,12 +12,14 @@ from typing import Any
 
 from anyio import to_thread
 
-from service import exposition, logs
+from service import errors, exposition, logs
 from service.app import create_app
 from service.channel import (
     Answer,
     Ask,
     Begin,
+    Count,
+    Counted,
     Do,
     Done,
     Failed,
@@ -33,11 +35,12 @@ from service.channel import (
     link,
     receive_begin,
 )
-from service.control import Command, Member
+from service.control import ChangeModel, Command, Member, Worker
 from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
 from service.settings import Settings
+from service.tls import Tls, TlsRefused
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +55,14 @@ def main(arguments: Sequence[str]) -> int:
     given = Settings.model_validate_json(begin.settings)
     settings = given.model_copy(update={"device": given.device + begin.number})
     logs.configure(settings.log_level, worker=begin.number)
+    try:
+        tls = Tls.of(settings)
+    except TlsRefused as refused:
+        log.error("certificate not read", extra={"facts": {"reason": str(refused)}})
+        return 1
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    server = Server(app, channel.announce, app.hooks, settings)
+    server = Server(app, channel.announce, app.hooks, settings, tls)
     server.run(sockets=[_bind(begin)])
     return 1 if app.hooks.has_failed() else 0
 
@@ -96,13 +104,18 @@ class Channel:
         self._is_serving = True
         await self._link.send(Serving())
 
-    async def carry_out(self, command: Command) -> None:
+    async def run(self) -> None:
+        """Nothing: the supervisor does it."""
+
+    async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))
         found: Answer = await answer
         refused = self._refused.pop(at, None)
         if refused and not found.done:
             raise refused
+        if found.refused:
+            raise errors.named(*found.refused)
         if found.failed or not found.done:
             raise ControlFailed(
                 f"{found.done} of {found.done + found.failed} workers made the change; those that did not are "
@@ -114,6 +127,12 @@ class Channel:
         await self._link.send(Gather(at))
         found: Gathered = await answer
         return found.families
+
+    async def workers(self) -> list[Worker]:
+        at, answer = self._expect()
+        await self._link.send(Count(at))
+        found: Counted = await answer
+        return found.workers
 
     def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         at = next(self._numbers)
@@ -129,7 +148,7 @@ class Channel:
                     self._commands.put_nowait(message)
                 case Measure(at=at):
                     await self._link.send(Measured(at, exposition.families(self._member.registry)))
-                case Answer(at=at) | Gathered(at=at):
+                case Answer(at=at) | Gathered(at=at) | Counted(at=at):
                     answer = self._asked.pop(at)
                     if not answer.done():  # else its client has left
                         answer.set_result(message)
