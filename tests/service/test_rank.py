@@ -70,9 +70,11 @@ def test_unknown_values_are_counted_for_every_candidate_on_both_paths(client: Cl
     context, candidate = {"user": "nobody"}, {"app": "nothing", "tags": ["fun", "unheard of"]}
     for extra in ({}, {"age": 3}):
         before = unknown_values(client)
-        rank(client, context=context, candidates=[candidate | extra, {"app": "a1"} | extra])
+        answer = rank(client, context=context, candidates=[candidate | extra, {"app": "a1"} | extra])
         found = {field: count - before.get(field, 0) for field, count in unknown_values(client).items()}
         assert {field: count for field, count in found.items() if count} == {"user": 2, "app": 1, "tags": 1}
+        assert [(each.field, each.candidates) for each in answer.unknown] == [("user", 2), ("app", 1), ("tags", 1)]
+    assert rank(client, context=CONTEXT, candidates=CANDIDATES).unknown == []
 
 
 def unknown_values(client: Client) -> dict[str, float]:
