@@ -28,6 +28,7 @@ from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
+from service.statistics import Spans
 from service.turns import Turns, unless_gone
 
 ADDRESS: Final = re.compile(
@@ -93,13 +94,13 @@ class Front:
         is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
         self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
-        record.received = time.perf_counter()
         due = record.started + (announced.timeout or self._settings.deadline)
         if not is_long and len(raw) <= INLINE_BYTES:
             return await self._score(loaded, raw, verb, announced, due, receive, record)
         if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
             self._gate.admit(loaded, verb, announced, is_long=True)
         lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
+        record.received = entered_at
         rows = pace.rows(len(raw))
         seconds = lane.enter(pace, len(raw), rows)
         try:
@@ -121,10 +122,12 @@ class Front:
                 reply = self._acts[verb](loaded, raw, self._settings)
             else:
                 reply = _predict_arrow(loaded, raw, self._settings, as_arrow=announced.accepts_arrow)
-            record.spent(began, read=0.0, queue=0.0, compute=time.perf_counter() - began)
+            spans = Spans(began, 0.0, 0.0, time.perf_counter() - began)
+            record.spans = lambda: spans
             return reply
         form = _form(verb, announced)
-        with loaded.statistics.request(record) as stages:
+        with loaded.statistics.request() as stages:
+            record.spans = stages.spans
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             scored = loaded.score_all([request])
@@ -143,7 +146,8 @@ class Front:
     ) -> Reply:
         """The answer to a request that is scored together with others."""
         lane, pace, form = self._gate.loop, loaded.short_pace[verb], _form(verb, announced)
-        with loaded.statistics.request(record) as stages:
+        with loaded.statistics.request() as stages:
+            record.spans = stages.spans
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             rows = count_of(request)

@@ -4,21 +4,26 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import answer
 from service.metrics import Metrics
+from service.statistics import Spans
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SLOW_SECONDS = 1.0  # a request that took longer is a line of log at info, but one a second at most
 CLIENT_LEFT = 499  # nginx's number for a client that left before it was answered
 
 log = logging.getLogger(__name__)
+
+
+def _no_spans() -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -35,15 +40,23 @@ class Record:
     status: int = 0
     is_common: bool = False
     started: float = field(default_factory=time.perf_counter)
-    received: float = 0.0  # when its whole body was there
-    stages: "Stages | None" = None
+    received: float = 0.0  # when the whole body was there of one that then waited for a thread
+    spans: Callable[[], Spans | None] = _no_spans
 
-    def spent(self, began: float, *, read: float, queue: float, compute: float) -> None:
-        """The stages that began some time after the body was there: until then the request waited for a thread."""
-        self.stages = Stages(self.received - self.started + read, began - self.received + queue, compute)
+    def stages(self) -> dict[str, float]:
+        """Where its seconds went, but for those of writing the answer; nothing of one that was not scored.
+
+        `read` is to receive the body and to decode it, `queue` to wait for a run or for a thread, `compute` the runs of
+        graphs, together with others' rows; of rank, explain and Arrow all that their thread did.
+        """
+        spans = self.spans()
+        if spans is None:
+            return {}
+        received = self.received or spans.began
+        waited = spans.began - received
+        return {"read": received - self.started + spans.read, "queue": waited + spans.queue, "compute": spans.compute}
 
     def facts(self, seconds: float) -> dict[str, object]:
-        stages = {} if self.stages is None else self.stages._asdict()
         caller = {} if self.key is None else {"key": self.key}
         return {
             "request_id": self.request_id,
@@ -53,17 +66,9 @@ class Record:
             "digest": self.digest,
             "status": self.status,
             "seconds": round(seconds, 6),
-            **{f"{stage}_seconds": round(spent, 6) for stage, spent in stages.items()},
+            **{f"{stage}_seconds": round(spent, 6) for stage, spent in self.stages().items()},
             **caller,
         }
-
-
-class Stages(NamedTuple):
-    """Where the seconds of a request went; what is left of them went into writing and sending the answer."""
-
-    read: float  # to receive the body and to decode it
-    queue: float  # to wait for a run, or for a thread
-    compute: float  # in runs of graphs, together with others; of rank, explain and Arrow all that their thread did
 
 
 class Trace(Protocol):
@@ -131,7 +136,7 @@ class Recorder:
 def _server_timing(record: Record) -> bytes:
     """In milliseconds."""
     total = time.perf_counter() - record.started
-    spent = {**({} if record.stages is None else record.stages._asdict()), "total": total}
+    spent = {**record.stages(), "total": total}
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in spent.items()).encode()
 
 

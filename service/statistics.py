@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Self
 
 NANOSECONDS: Final = 1e9
 
@@ -42,9 +42,9 @@ class Statistics:
     runs: dict[int, Spent] = field(default_factory=lambda: defaultdict(Spent))
     _lock: Lock = field(default_factory=Lock)
 
-    def request(self, timed: "Timed | None" = None) -> "Stages":
-        """Times one request, from its whole body to its answer, and tells `timed`, too."""
-        return Stages(self, timed)
+    def request(self) -> "Stages":
+        """Times one request, from its whole body to its answer."""
+        return Stages(self)
 
     def ran(self, rows: int, seconds: float) -> None:
         """One run of the score graph over so many rows."""
@@ -97,20 +97,22 @@ class Statistics:
             }
 
 
-class Timed(Protocol):
-    """Whoever wants to know the stages of one request."""
+class Spans(NamedTuple):
+    """The seconds of one request's stages, and when the first of them began, as `time.perf_counter` counts."""
 
-    def spent(self, began: float, *, read: float, queue: float, compute: float) -> None:
-        """Told once it is answered: when its stages began, as `time.perf_counter` counts, and the seconds of each."""
+    began: float
+    read: float
+    queue: float
+    compute: float
 
 
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
 
-    __slots__ = ("_infer", "_read", "_scored", "_statistics", "_timed", "started")
+    __slots__ = ("_infer", "_read", "_scored", "_statistics", "started")
 
-    def __init__(self, statistics: Statistics, timed: Timed | None) -> None:
-        self._statistics, self._timed = statistics, timed
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
         self.started = self._scored = time.perf_counter()
         self._read: float | None = None
         self._infer = 0.0
@@ -131,16 +133,25 @@ class Stages:
         if kind is not None:
             self._statistics.failed(now - self.started)
             return
-        waited = max(self._scored - self._infer, self.started)
-        read = waited if self._read is None else min(self._read, waited)
+        read, waited = self._ends()
         self._statistics.succeeded(
             encode=read - self.started,
             queue=waited - read,
             infer=self._infer,
             answer=now - self._scored,
         )
-        if self._timed is not None:
-            self._timed.spent(self.started, read=read - self.started, queue=waited - read, compute=self._infer)
+
+    def spans(self) -> Spans | None:
+        """None of a request that was not scored."""
+        if not self._infer:
+            return None
+        read, waited = self._ends()
+        return Spans(self.started, read - self.started, waited - read, self._infer)
+
+    def _ends(self) -> tuple[float, float]:
+        """When its body was read, and when its runs began, together with others'."""
+        waited = max(self._scored - self._infer, self.started)
+        return waited if self._read is None else min(self._read, waited), waited
 
 
 def _of_size(rows: int, run: Spent) -> dict[str, object]:

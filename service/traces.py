@@ -50,7 +50,7 @@ class Tracer:
             if record.status >= 500:
                 span.set_status(Status(StatusCode.ERROR))
             inside = set_span_in_context(span)
-            for stage, spent in () if record.stages is None else record.stages._asdict().items():
+            for stage, spent in record.stages().items():
                 child = self._tracer.start_span(stage, inside, start_time=began)
                 began += _ns(spent)
                 child.end(began)

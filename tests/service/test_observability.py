@@ -18,6 +18,7 @@ from service.metrics import Metrics
 
 STAGES = ("read", "queue", "compute", "answer")
 OF_A_GPU = {"factorlens_device_memory_bytes"}
+OF_TROUBLE = {"factorlens_slow_clients_total", "factorlens_refused_total", "factorlens_dropped_rows_total"}
 OF_A_SPREAD = {"factorlens_score_bin_total", "factorlens_score_bin_expected", "factorlens_score_psi"}
 
 
@@ -99,9 +100,11 @@ def test_refusals_are_counted_and_names_that_are_not_ours_make_no_series(client:
 def test_every_metric_is_exposed_under_its_name(client: Client) -> None:
     for verb, body in (("explain", {"instances": [{"user": "nobody"}]}), ("predict", {"instances": [{}]})):
         client.post(f"/v1/models/tiny-fm:{verb}", json=body)
+    told = set(re.findall(r"^# TYPE (factorlens_\w+) ", client.get("/metrics").text, re.MULTILINE))
+    assert told >= set(metrics.names())
     exposed = {key[0] for key in samples(client)}
     assert not exposed & (OF_A_GPU | OF_A_SPREAD)  # there is no GPU, and the bundles were trained on too few rows
-    for name in set(metrics.names()) - OF_A_GPU - OF_A_SPREAD:
+    for name in set(metrics.names()) - OF_A_GPU - OF_A_SPREAD - OF_TROUBLE:
         assert exposed & {name, f"{name}_count"}, name
     assert {"process_resident_memory_bytes", "python_info"} <= exposed
     loaded = [key for key in samples(client) if key[0] == "factorlens_model_info" and "tiny-fm" in key]
