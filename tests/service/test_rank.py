@@ -105,7 +105,7 @@ def test_any_number_of_candidates_is_taken_in_runs(bundles: Path) -> None:
     ranking = loaded.ranking
     assert ranking is not None
     candidates = [{"app": f"a{at % 13}", "tags": ["fun", "new"][: at % 3]} for at in range(2 * CANDIDATES_PER_RUN + 7)]
-    logits = loaded.rank(ranking.of_context.rows([CONTEXT]), ranking.of_candidate.rows(candidates))
+    logits, _ = loaded.rank(ranking.of_context.rows([CONTEXT]), ranking.of_candidate.rows(candidates))
     rows = loaded.encoder.rows([CONTEXT | candidate for candidate in candidates])
     np.testing.assert_allclose(logits, loaded.logits(rows), rtol=0, atol=2e-6)
 
