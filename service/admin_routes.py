@@ -16,7 +16,7 @@ from service.settings import Settings
 
 MODEL: Final = "/v1/admin/models/{model}"
 STATUS: Final = "/v1/admin/status"
-SHOWN: Final = ("bundles", "versions", "provider", "device", "threads", "workers", "max_rows", "patience", "log_level")
+SHOWN: Final = ("bundles", "versions", "provider", "device", "threads", "workers", "max_rows", "deadline", "log_level")
 
 
 def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
