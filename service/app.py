@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from anyio import create_task_group
 from fastapi import FastAPI
@@ -25,6 +26,9 @@ from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
 from service.shadow import Shadow
+
+if TYPE_CHECKING:
+    from service.traces import Tracer
 
 
 class Service(FastAPI):
@@ -50,6 +54,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+    tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     catalog.prepare = sets.prepare
     replays = Replays(catalog, control, metrics)
 
@@ -82,6 +87,8 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
             yield
             tasks.cancel_scope.cancel()
         shadow.close()
+        if tracer:
+            tracer.close()
 
     app = Service(
         title="factorlens",
@@ -99,8 +106,9 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
-    app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys), metrics)
+    app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
+    front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
+    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
     app.hooks = Hooks(
         leave=catalog.leave,
         renew=renew,
@@ -112,6 +120,12 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_exception_handler(HTTPException, _refuse_route)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
+
+
+def _tracer(endpoint: str) -> "Tracer":
+    from service.traces import Tracer, exporter  # packages of an extra, and not light
+
+    return Tracer(exporter(endpoint))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
