@@ -172,6 +172,7 @@ class Catalog:
                 metrics=self._metrics,
                 trusted_keys=self._settings.trusted_keys or (),
                 gpu=self._settings.gpu,
+                longest=self._settings.max_value_length,
             )
             _check_place(loaded, model.name, version)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
