@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import candidate_routes, errors, oip, openapi, repository, routes
+from service import candidate_routes, errors, oip, openapi, repository, routes, unrouted
 from service.candidates import CandidateSets
 from service.catalog import Catalog
 from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet
@@ -76,7 +75,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.leave = catalog.leave
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(HTTPException, unrouted.refuse)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
 
@@ -84,12 +83,3 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError | InputError)
     return errors.refused(error)
-
-
-async def _refuse_route(_: Request, error: Exception) -> Response:
-    """No such address, or not with this method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    kind = status.phrase.lower().replace(" ", "-")
-    headers = dict(error.headers or {})
-    return errors.answer(kind, status.phrase, status, "the addresses are listed at /docs", headers=headers)

@@ -161,6 +161,9 @@ class Ranked(_Message):
 class RankAnswer(_Answer):
     ranked: list[Ranked] = Field(description="best first; ties by lower index")
     path: Literal["split", "flat"] = Field(description="split: the context was computed once")
+    misplaced: list[str] | None = Field(
+        default=None, description="fields on the other side than their source says; without them the path were split"
+    )
     explanations: list[Explanation] | None = Field(default=None, description="of the first ones, where asked for")
 
 

@@ -42,12 +42,17 @@ TWICE: Final = _Wrong("each key once", "a key twice")
 
 
 def check_unique(raw: bytes, name: Name) -> None:
-    """Raise BodyRefused where an object of a body, which is JSON, has a key twice; `name` says how a path is called."""
+    """Raise BodyRefused where an object of a body has a key twice; `name` says how a path is called.
+
+    Raises BodyUnreadable where it is not JSON after all: a reader may not look into what it skips.
+    """
     try:
         _SEEN_ONCE.decode(raw.decode())
     except _Twice:
         path, wrong = _first(raw) or ((), TWICE)
         raise BodyRefused(_refusal(name(path), wrong)) from None
+    except (ValueError, RecursionError):
+        raise unreadable(raw, "Python cannot read it", name) from None
 
 
 def unreadable(raw: bytes, said: str, name: Name) -> BodyUnreadable:
