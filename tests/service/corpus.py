@@ -224,7 +224,7 @@ def mutated(count: int, *, seed: int) -> Iterator[Asked]:
     for _ in range(count):
         method, path, body = draw.choice(good)
         raw = bytearray(body)
-        for _ in range(draw.randint(1, 4)):
+        for _ in range(draw.randint(1, 2)):
             at = draw.randrange(len(raw) + 1)
             match draw.randrange(5):
                 case 0 if raw:
