@@ -154,9 +154,17 @@ class Ranked(_Message):
     score: float = Field(description="the prediction")
 
 
+class UnknownField(_Message):
+    """A field whose value is not in the vocabulary; scored as unknown."""
+
+    field: str
+    candidates: int = Field(description="how many candidates it is unknown in: all, where it is the context's")
+
+
 class RankAnswer(_Answer):
     ranked: list[Ranked] = Field(description="best first; ties by lower index")
     path: Literal["split", "flat"] = Field(description="split: the context was computed once")
+    unknown: list[UnknownField]
     explanations: list[Explanation] | None = Field(default=None, description="of the first ones, where asked for")
 
 

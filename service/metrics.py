@@ -110,6 +110,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self.replays = Counter(
+            "factorlens_golden_replays_total",
+            "Replays of a version's golden rows, one a minute; outcome is same, differs or failed",
+            ("model", "outcome"),
+            registry=self.registry,
+        )
         self.candidate_sets = Gauge("factorlens_candidate_sets", "Candidate sets that are kept", registry=self.registry)
         self.candidate_set_bytes = Gauge(
             "factorlens_candidate_set_bytes",
@@ -122,6 +128,8 @@ class Metrics:
             ("stage",),
             registry=self.registry,
         )
+        for stage in ("head", "body", "answer"):
+            self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
         self.shadow = Counter(
             "factorlens_shadow_total",
             "Requests for a shadow to score once more; outcome is scored, dropped, refused or failed",

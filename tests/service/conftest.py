@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -153,3 +154,35 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
             return stack.enter_context(running(create_app(chosen)))
 
         yield start
+
+
+CRASHER = """
+import os, sys
+if "service.trial" in sys.orig_argv:
+    import service.runtime
+    load = service.runtime.load
+    def abort(path, **how):
+        with open(os.environ["TRIED"], "a") as file:
+            file.write(f"{path.parent.name}/{path.name}\\n")
+        if path.name == os.environ["CRASHES"]:
+            os.abort()
+        return load(path, **how)
+    service.runtime.load = abort
+"""
+
+
+@pytest.fixture
+def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Lets a version of any model end the process that tries it, as a defect of onnxruntime would: a bundle that does
+    so of itself is not known. Returns a file that lists what was tried."""
+
+    def plant(version: int) -> Path:
+        site = tmp_path / ".site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(CRASHER)
+        monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path.cwd()}")
+        monkeypatch.setenv("CRASHES", str(version))
+        monkeypatch.setenv("TRIED", str(tmp_path / ".tried"))
+        return tmp_path / ".tried"
+
+    return plant
