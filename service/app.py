@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from anyio import create_task_group
@@ -13,7 +12,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes, traffic_routes
+from service import (
+    admin_routes,
+    candidate_routes,
+    errors,
+    guard,
+    oip,
+    openapi,
+    repository,
+    routes,
+    traffic_routes,
+    unrouted,
+)
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -117,7 +127,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(HTTPException, unrouted.refuse)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
 
@@ -131,12 +141,3 @@ def _tracer(endpoint: str) -> "Tracer":
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError | InputError)
     return errors.refused(error)
-
-
-async def _refuse_route(_: Request, error: Exception) -> Response:
-    """No such address, or not with this method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    kind = status.phrase.lower().replace(" ", "-")
-    headers = dict(error.headers or {})
-    return errors.answer(kind, status.phrase, status, "the addresses are listed at /docs", headers=headers)

@@ -1,5 +1,6 @@
 """rank: one context and many candidates in, the best candidates out."""
 
+from collections.abc import Collection
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from service.errors import of_context
 from service.messages import Reply, check_count
 from service.runtime import Runtime
 from service.settings import Settings
-from service.tables import Table, check_apart
+from service.tables import Table, check_apart, present
 
 Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]
@@ -36,7 +37,9 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
     among = sets.find(loaded.manifest.name, given) if isinstance(given, str) else given
     if isinstance(among, Table):
         path, logits, unknown = _scored(loaded, asked.context, among)
+        fields = present(loaded.schema.names, among)
     else:
+        fields = among.of(loaded).fields
         path, logits, unknown = _scored_set(loaded, asked.context, among.of(loaded))
     loaded.count_request("rank", len(logits))
     at = best(logits, asked.top_k or settings.top_k)
@@ -44,6 +47,8 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
     ranked = [{"index": index, "score": score} for index, score in zip(at.tolist(), scores.tolist(), strict=True)]
     said = {**loaded.identity, "ranked": ranked, "path": path}
     said["unknown"] = [{"field": name, "candidates": unknown[name]} for name in loaded.schema.names if name in unknown]
+    if path == "flat" and loaded.ranking:
+        said["misplaced"] = _misplaced(loaded, asked.context, fields)
     if asked.explain is not None:
         candidates = among if isinstance(among, Table) else among.raw(loaded)
         chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
@@ -92,6 +97,14 @@ def _flat(loaded: Runtime, whole: EncodedRows) -> Scored:
     unknown = loaded.count(whole).sum(axis=0).tolist()
     found = {name: rows for name, rows in zip(loaded.schema.names, unknown, strict=True) if rows}
     return Scored("flat", loaded.logits(whole), found)
+
+
+def _misplaced(loaded: Runtime, context: Table, fields: Collection[str]) -> list[str]:
+    """The fields on the other side than the schema gives them, of a version that could do better."""
+    assert loaded.ranking is not None
+    mine, theirs = loaded.ranking.of_context.names, loaded.ranking.of_candidate.names
+    in_context = [name for name in present(loaded.schema.names, context) if name not in mine]
+    return in_context + [name for name in fields if name not in theirs]
 
 
 def _side(table: Table, encoder: Encoder) -> Table | None:

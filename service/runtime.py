@@ -29,6 +29,7 @@ from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
+from service.texts import LONGEST
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
 GPU_ROWS_PER_RUN: Final = (256, 1024, 4096, 16384)
@@ -56,10 +57,11 @@ class Runtime:
     `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
     """
 
-    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+    def __init__(self, predictor: Predictor, metrics: Metrics, longest: int = LONGEST) -> None:
         self.predictor, self.schema, self.encoder = predictor, predictor.schema, predictor.encoder
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
-        self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
+        self.decoder, self.signature = Decoder(predictor.encoder, longest=longest), Signature(predictor.encoder)
+        self.longest = longest
         self.ranking, self.statistics = predictor.ranking, Statistics()
         self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
@@ -245,8 +247,10 @@ def load(
     metrics: Metrics,
     trusted_keys: Sequence[str] = (),
     gpu: Gpu = FIRST_GPU,
+    longest: int = LONGEST,
 ) -> Runtime:
-    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them.
+    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them. A value of a request may then
+    have `longest` letters.
 
     Raises BundleError with the reason where any of it fails.
     """
@@ -255,7 +259,7 @@ def load(
         predictor.explain(_golden(predictor, rows))  # a ranking is warm: its golden rows were compared
     if predictor.score.chosen != "cpu":
         metrics.on_gpu(gpu.number)
-    return Runtime(predictor, metrics)
+    return Runtime(predictor, metrics, longest)
 
 
 def best_rows(seconds: Mapping[int, float]) -> int:

@@ -129,6 +129,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
+    max_value_length: int = Field(default=1024, ge=1, description="letters that a value of a field may have")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
     header_timeout: float = Field(
         default=5.0, ge=1, le=3600, description="seconds in which the head of a request has to arrive"
