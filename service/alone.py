@@ -19,6 +19,7 @@ class Alone:
     def __init__(self, settings: Settings) -> None:
         self._settings, self._planner = settings, Planner(settings)
         self._one_by_one = asyncio.Lock()
+        self._looking: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
 
     async def join(self, member: Member) -> None:
@@ -29,9 +30,10 @@ class Alone:
     async def run(self) -> None:
         await self._planner.watch(self._do)
 
-    async def look(self) -> None:
-        """Take in what came into the folder of bundles, and let go of what left it."""
-        await self._planner.look(self._do)
+    def renew(self) -> None:
+        task = asyncio.create_task(self._planner.look(self._do, "load"))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):

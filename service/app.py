@@ -65,6 +65,10 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         keys.load()
         catalog.load(inventory)
 
+    def renew() -> None:
+        keys.renew()
+        control.renew()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await control.join(Member(load, apply, catalog.inventory, metrics.registry))
@@ -93,7 +97,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics), settings, keys), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
-        renew=keys.renew,
+        renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
     )

@@ -206,3 +206,6 @@ class Control(Protocol):
 
     async def workers(self) -> list[Worker]:
         """The processes that answer, by number."""
+
+    def renew(self) -> None:
+        """SIGHUP: begin to take in what the folder of bundles has now, where that is for this process to do."""

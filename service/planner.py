@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 from msgspec.structs import replace
 
@@ -79,22 +79,23 @@ class Planner:
             await asyncio.sleep(self._settings.watch)
             await self.look(everywhere)
 
-    async def look(self, everywhere: Everywhere) -> None:
-        """Take in what came into the folder, and let go of what left it, of every model."""
-        for wish in await asyncio.to_thread(self.changed):
+    async def look(self, everywhere: Everywhere, action: Literal["look", "load"] = "look") -> None:
+        """Take in what came into the folder, and let go of what left it, of every model. A `load` also tries again what
+        was refused for a reason that may have passed."""
+        for wish in await asyncio.to_thread(self.changed, action):
             try:
                 await self.carry_out(wish, everywhere)
             except Exception as error:  # the other models are not to suffer
                 log.error("look failed", extra={"facts": {"model": wish.model, "reason": str(error)}})
 
-    def changed(self) -> list[ChangeModel]:
+    def changed(self, action: Literal["look", "load"] = "look") -> list[ChangeModel]:
         """The models whose folder asks for other versions than those that serve; none where the folder cannot be read.
 
         One whose last version left the folder serves on, and one that was unloaded stays so.
         """
         try:
             names = folder.names(self._settings.bundles)
-            wishes = [ChangeModel("look", name) for name in names if not self._known(name).unloaded]
+            wishes = [ChangeModel(action, name) for name in names if not self._known(name).unloaded]
             wanted = {wish: _digests(self._wanted(wish, {})) for wish in wishes}
         except (OSError, NotReady) as error:
             log.error("look failed", extra={"facts": {"reason": str(error)}})

@@ -71,7 +71,6 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (Signals.SIGTERM, Signals.SIGINT):
             loop.add_signal_handler(number, self._end_by, number)
-        loop.add_signal_handler(Signals.SIGHUP, self._renew)
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,6 +97,7 @@ class Supervisor:
             self._failure = f"the service cannot start: {failed}"
             return
         await announce([self._address], scheme=self._settings.scheme)
+        asyncio.get_running_loop().add_signal_handler(Signals.SIGHUP, self._renew)
         watching = self._planner.watch(self._of_own_accord)
         await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
@@ -178,9 +178,13 @@ class Supervisor:
         return code
 
     def _renew(self) -> None:
-        """SIGHUP: every worker reads again what is kept in files. One that does not serve yet has just read them."""
+        """SIGHUP: every worker reads again what is kept in files, and all take in what the folder of bundles has now.
+
+        One that does not serve yet has just read the files.
+        """
         for child in self._members.values():
             child.signal(Signals.SIGHUP)
+        self._run(self._planner.look(self._of_own_accord, "load"))
 
     def _end_by(self, number: Signals) -> None:
         """SIGTERM lets the workers be lame ducks; a SIGINT after it cuts that short, as in a single process."""

@@ -134,6 +134,9 @@ class Channel:
         found: Counted = await answer
         return found.workers
 
+    def renew(self) -> None:
+        """The supervisor looks for all of its workers."""
+
     def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         at = next(self._numbers)
         self._asked[at] = asyncio.get_running_loop().create_future()
