@@ -155,7 +155,11 @@ def test_nothing_is_forged_and_nothing_secret_is_said(
         assert not [line for line in lines if secret.decode() in line]
     read = [json.loads(line) for line in lines]
     assert len(read) > 900
-    assert not [line for line in read if line["event"] not in {"request", "stopped", "leaving", "slow clients"}]
+    assert not [
+        line
+        for line in read
+        if line["event"] not in {"request", "stopped", "slow clients", "Invalid HTTP request received."}
+    ]
     assert all(REQUEST_ID.fullmatch(line["request_id"]) for line in read if line["event"] == "request")
     assert {line.get("key") for line in read} == {None, "caller", "admin_key"}
     assert {line.get("model") for line in read} == {None, "-", "tiny-fm"}
