@@ -411,3 +411,14 @@ def until(true: Callable[[], bool], *, seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_the_document_says_which_addresses_need_a_key(keyed: httpx.Client, publish: Any, serve: Serve) -> None:
+    document = keyed.get("/openapi.json", headers=bearer("shop")).json()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert document["security"] == [{"key": []}]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            is_open = keyed.request(method, path).status_code != 401
+            assert ("security" in operation) == is_open, path
+    assert "security" not in serve().get("/openapi.json").json()
