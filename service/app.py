@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes
+from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes, traffic_routes
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -24,6 +24,7 @@ from service.recorder import Recorder
 from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
+from service.shadow import Shadow
 
 
 class Service(FastAPI):
@@ -36,6 +37,8 @@ class Service(FastAPI):
         if is_verb(scope):
             await self.verbs(scope, receive, send)
         else:
+            if "\n" in scope.get("path", ""):  # Starlette's routes end in `$`, which lets one pass
+                scope["path"] = scope["path"].replace("\n", "%0A")
             await super().__call__(scope, receive, send)
 
 
@@ -46,7 +49,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     """
     control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
-    sets = CandidateSets(catalog, settings, metrics)
+    sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
     catalog.prepare = sets.prepare
     replays = Replays(catalog, control, metrics)
 
@@ -78,6 +81,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
             tasks.start_soon(replays.run)
             yield
             tasks.cancel_scope.cancel()
+        shadow.close()
 
     app = Service(
         title="factorlens",
@@ -90,12 +94,13 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
+    app.include_router(traffic_routes.router(catalog, settings, control))
     app.include_router(oip.router(catalog, settings))
     app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics), settings, keys), metrics)
+    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys), metrics)
     app.hooks = Hooks(
         leave=catalog.leave,
         renew=renew,

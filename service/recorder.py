@@ -88,7 +88,7 @@ class Recorder:
     def _close(self, record: Record) -> None:
         seconds = time.perf_counter() - record.started
         if record.endpoint:
-            self._metrics.answered(record.endpoint, record.model, record.status, seconds)
+            self._metrics.answered(record.endpoint, record.model, record.status, seconds, version=record.version)
         level = logging.DEBUG if record.status < 400 or record.is_common else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra={"facts": record.facts(seconds)})

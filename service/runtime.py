@@ -140,9 +140,10 @@ class Runtime:
 
     def score_all(self, requests: Sequence[Request]) -> Scored:
         """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
-        return self.score(self._encoded(requests))
+        return self.score(self.encoded(requests))
 
-    def _encoded(self, requests: Sequence[Request]) -> EncodedRows:
+    def encoded(self, requests: Sequence[Request]) -> EncodedRows:
+        """The rows of several requests, in their order. Raises InputError as `encode`."""
         raw = [request for request in requests if not isinstance(request, EncodedRows)]
         if len(raw) == len(requests):
             return self.encode(joined(raw))
@@ -152,6 +153,13 @@ class Runtime:
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
+
+    def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
+
+        Raises RuntimeRefused where onnxruntime fails.
+        """
+        return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
 
     def rank(
         self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None

@@ -253,8 +253,9 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        nearest = _nearest(unknown[0].partition("=")[0], [_flag(name) for name in Settings.model_fields])
-        raise SettingsRefused(f"{unknown[0]} is no flag{nearest}")
+        name = unknown[0].partition("=")[0]  # a value may be a secret
+        nearest = _nearest(name, [_flag(each) for each in Settings.model_fields])
+        raise SettingsRefused(f"{name} is no flag{nearest}")
     return vars(given)
 
 

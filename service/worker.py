@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from anyio import to_thread
 
@@ -42,6 +42,8 @@ from service.server import Server
 from service.settings import Settings
 from service.tls import Tls, TlsRefused
 
+ORPHAN_SECONDS: Final = 1.0  # that a worker may go on without its supervisor
+
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,8 @@ def _bind(begin: Begin) -> socket.socket:
     listener = socket.socket(socket.AddressFamily(begin.family))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind(tuple(begin.address))
+    # Of its connections, too: those that were closed from here linger for a minute, and would keep out a new start.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return listener
 
 
@@ -157,7 +161,9 @@ class Channel:
                         answer.set_result(message)
         if not self._is_serving:
             os._exit(1)
-        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered
+        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered, if that takes no time
+        await asyncio.sleep(ORPHAN_SECONDS)
+        os._exit(1)
 
     async def _carry_out_commands(self) -> None:
         while True:

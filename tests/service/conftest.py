@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from tests.conftest import tiny_recipe, write_log
 from training.pipeline import Options, run
 from training.recipe import check
 
@@ -92,15 +93,38 @@ def ranking(ranking_bundle: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def three_versions(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-fm: 1; 2 with the values of another log, in another order; and 3, which has user and app alone."""
+    root = tmp_path_factory.mktemp("versions")
+    _copy(bundles / "tiny-fm" / "1", root / "tiny-fm" / "1", name="tiny-fm", version=1)
+    other = write_log(root / "other.csv", rows=300, seed=7)
+    options = Options(artifacts=root, checkpoints=root / ".checkpoints", device="cpu")
+    run(check(tiny_recipe(other, "fm"), origin="of the tests"), options)
+    _copy(bundles / "ids-only-fm" / "1", root / "tiny-fm" / "3", name="tiny-fm", version=3)
+    return root
+
+
+def _copy(bundle: Path, target: Path, **manifest: object) -> None:
+    """A bundle under another name and version."""
+    shutil.copytree(bundle, target)
+    stated = json.loads((target / "manifest.json").read_text())
+    (target / "manifest.json").write_text(json.dumps({**stated, **manifest, "checksum": None}))
+
+
+@pytest.fixture(scope="module")
+def three_served(three_versions: Path) -> Iterator[httpx.Client]:
+    with running(create_app(Settings(bundles=three_versions, provider="cpu", admin=True, versions=3))) as client:
+        yield client
+
+
 @pytest.fixture
 def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""
 
     def copy(version: int) -> Path:
         target = tmp_path / "tiny-fm" / str(version)
-        shutil.copytree(bundles / "tiny-fm" / "1", target)
-        manifest = json.loads((target / "manifest.json").read_text())
-        (target / "manifest.json").write_text(json.dumps(manifest | {"version": version, "checksum": None}))
+        _copy(bundles / "tiny-fm" / "1", target, version=version)
         return target
 
     return copy
