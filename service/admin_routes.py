@@ -27,6 +27,7 @@ SHOWN: Final = (
     "threads",
     "workers",
     "max_rows",
+    "deadline",
     "log_level",
 )
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -12,7 +12,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes, traffic_routes
+from service import (
+    admin_routes,
+    candidate_routes,
+    errors,
+    guard,
+    oip,
+    openapi,
+    repository,
+    routes,
+    traffic_routes,
+    unrouted,
+)
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -25,6 +36,9 @@ from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
 from service.shadow import Shadow
+
+if TYPE_CHECKING:
+    from service.traces import Tracer
 
 
 class Service(FastAPI):
@@ -50,6 +64,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
     sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+    tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     catalog.prepare = sets.prepare
     replays = Replays(catalog, control, metrics)
 
@@ -82,6 +97,8 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
             task.cancel()
         await asyncio.wait(beside)
         shadow.close()
+        if tracer:
+            tracer.close()
 
     app = Service(
         title="factorlens",
@@ -99,8 +116,9 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
-    app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys), metrics)
+    app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
+    front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
+    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
     app.hooks = Hooks(
         leave=catalog.leave,
         renew=renew,
@@ -109,20 +127,17 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(HTTPException, unrouted.refuse)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
+
+
+def _tracer(endpoint: str) -> "Tracer":
+    from service.traces import Tracer, exporter  # packages of an extra, and not light
+
+    return Tracer(exporter(endpoint))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError | InputError)
     return errors.refused(error)
-
-
-async def _refuse_route(_: Request, error: Exception) -> Response:
-    """No such address, or not with this method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    kind = status.phrase.lower().replace(" ", "-")
-    headers = dict(error.headers or {})
-    return errors.answer(kind, status.phrase, status, "the addresses are listed at /docs", headers=headers)

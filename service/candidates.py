@@ -46,7 +46,7 @@ class CandidateSet:
     def __init__(self, put: PutSet, *, limit: int) -> None:
         self.put = put
         self._limit = limit
-        self._encoded: WeakKeyDictionary[Runtime, Encoded] = WeakKeyDictionary()
+        self._encoded: WeakKeyDictionary[Runtime, Encoded | InputError | BodyRefused] = WeakKeyDictionary()
         self._encoding = Lock()
 
     def of(self, loaded: Runtime) -> Encoded:
@@ -56,14 +56,24 @@ class CandidateSet:
         """
         with self._encoding:
             if loaded not in self._encoded:
-                self._encoded[loaded] = encode(loaded, self.raw(loaded))
-            return self._encoded[loaded]
+                self._encoded[loaded] = self._encode(loaded)
+            encoded = self._encoded[loaded]
+        if isinstance(encoded, Encoded):
+            return encoded
+        raise encoded.with_traceback(None)
+
+    def _encode(self, loaded: Runtime) -> Encoded | InputError | BodyRefused:
+        """The set, or why this version refuses it: then it need not read all of it again."""
+        try:
+            return encode(loaded, self.raw(loaded))
+        except (InputError, BodyRefused) as error:
+            return error.with_traceback(None)
 
     @property
     def bytes(self) -> int:
         """What the set takes, or was expected to take for as many versions as may be loaded, if that is more."""
         with self._encoding:
-            encoded = sum(each.bytes for each in self._encoded.values())
+            encoded = sum(each.bytes for each in self._encoded.values() if isinstance(each, Encoded))
         return max(self.put.cost, len(self.put.body) + encoded)
 
     def raw(self, loaded: Runtime) -> Table:

@@ -213,6 +213,7 @@ class Catalog:
                 metrics=self._metrics,
                 trusted_keys=self._settings.trusted_keys or (),
                 gpu=self._settings.gpu,
+                longest=self._settings.max_value_length,
             )
             check_place(loaded, path, digest)
             self.prepare(loaded)

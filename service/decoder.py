@@ -5,6 +5,7 @@ the same tables, and a test holds that they take the same bodies.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from bundle import Categorical, Encoder, FeatureSchema, InputError, Multi, Numeric
 from bundle.rows import Column
 from bundle.schema import FittedField
-from service import messages
+from service import messages, places, texts
 from service.errors import of_context
 from service.messages import (
     CandidatesRequest,
@@ -27,6 +28,7 @@ from service.messages import (
     check_count,
 )
 from service.tables import Rows, Table, check_apart, joined, present
+from service.texts import LONGEST
 
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -51,23 +53,32 @@ class RankAsked(NamedTuple):
 
 
 class Decoder:
-    """Reads the bodies of requests to one version; `limit` is how many rows they may have.
+    """Reads the bodies of requests to one version; `limit` is how many rows they may have, and `longest` how many
+    letters a value.
 
-    Raises BodyUnreadable where a body is not JSON, BodyRefused where it has another shape or number of rows, and
-    InputError for a field that the schema does not have. Values are left to the encoder to judge.
+    Raises BodyUnreadable where a body is not JSON, BodyRefused where it has another shape or number of rows or a key
+    twice, and InputError for a field that the schema does not have and for a value that is too long. Else values are
+    left to the encoder to judge.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder, self._names = encoder, encoder.schema.names
-        self._decoders = _decoders(encoder.schema) if all(map(_is_spelt_plainly, self._names)) else {}
+    def __init__(self, encoder: Encoder, *, longest: int = LONGEST) -> None:
+        self._encoder, self._names, self._longest = encoder, encoder.schema.names, longest
+        self._multi = [at for at, field in enumerate(encoder.schema.fields) if isinstance(field.kind, Multi)]
+        self._decoders = _decoders(encoder.schema, longest) if all(map(_is_spelt_plainly, self._names)) else {}
 
     def predict(self, raw: bytes, *, limit: int) -> PredictAsked:
         body = self._read(PredictRequest, raw)
-        return PredictAsked(self._rows(body, limit), body.logits)
+        rows = self._rows(body, limit)
+        keys = 1 + (body.signature_name is not None) + body.logits
+        self._check_unique(raw, body, keys + self._keys(body, rows))
+        return PredictAsked(rows, body.logits)
 
     def explain(self, raw: bytes, *, limit: int) -> ExplainAsked:
         body = self._read(ExplainRequest, raw)
-        return ExplainAsked(joined([self._rows(body, limit)]), body.top_k)
+        rows = self._rows(body, limit)
+        keys = 1 + (body.signature_name is not None) + (body.top_k is not None)
+        self._check_unique(raw, body, keys + self._keys(body, rows))
+        return ExplainAsked(joined([rows]), body.top_k)
 
     def rank(self, raw: bytes, *, limit: int) -> RankAsked:
         body = self._read(RankRequest, raw)
@@ -75,15 +86,21 @@ class Decoder:
             context = self._present([body.context])
         except InputError as error:
             raise of_context(error) from None
+        keys = 2 + (body.top_k is not None) + (body.explain is not None) + self._keys_of_cells(context)
         if body.candidate_set is not None:
+            self._check_unique(raw, body, keys)
             return RankAsked(context, body.candidate_set, body.top_k, body.explain)
         candidates = self._candidates(body, limit)
+        self._check_unique(raw, body, keys + self._keys(body, candidates))
         check_apart(self._names, context, present(self._names, candidates))
         return RankAsked(context, candidates, body.top_k, body.explain)
 
     def candidates(self, raw: bytes, *, limit: int) -> Table:
         """The candidates of a set that is to be kept."""
-        return self._candidates(self._read(CandidatesRequest, raw), limit)
+        body = self._read(CandidatesRequest, raw)
+        candidates = self._candidates(body, limit)
+        self._check_unique(raw, body, 1 + self._keys(body, candidates))
+        return candidates
 
     def _read(self, request: type[BaseModel], raw: bytes) -> Any:
         """A body by msgspec, or else by pydantic: the attributes are the same, rows are structs or dicts."""
@@ -92,7 +109,33 @@ class Decoder:
                 return decoder.decode(raw)
             except UNREADABLE:
                 continue
-        return messages.read(request, raw, fields=self._names)
+        body = messages.read(request, raw, fields=self._names)
+        if len(raw) > self._longest:
+            texts.check(body, self._encoder.schema.fields, longest=self._longest)
+        return body
+
+    def _check_unique(self, raw: bytes, body: Any, keys: int) -> None:
+        """Raise BodyRefused where msgspec has read an object with a key twice, of which it takes the last.
+
+        There are at least as many colons as keys, and it takes at least `keys` to write what was read: where there are
+        as many, none is there twice. A null, and a colon inside a text, cost a look at the whole body, 1 µs a row.
+        """
+        if raw.count(b":") != keys and isinstance(body, Struct):  # the rest was looked at by `messages`
+            places.check_unique(raw, partial(messages.place, keys=body.__struct_fields__, fields=self._names))
+
+    def _keys(self, body: Any, given: Table | Rows) -> int:
+        """How many keys at least the rows or columns of a body have."""
+        if isinstance(given, Rows):
+            weighted = [[row[at] for row in given.values] for at in self._multi]
+            return _count(given.values) + _weights(weighted)
+        if body.columns is None:
+            return self._keys_of_cells(given)
+        return len(given.columns) - given.columns.count(None) + _weights(given.columns[at] for at in self._multi)
+
+    def _keys_of_cells(self, rows: Table) -> int:
+        """The same of rows that stand in a table."""
+        columns = [column for column in rows.columns if column is not None]
+        return _count(columns) + _weights(rows.columns[at] for at in self._multi)
 
     def _candidates(self, body: Any, limit: int) -> Table:
         if body.candidates is None:
@@ -131,6 +174,18 @@ def _filled(column: tuple[Any, ...]) -> Column | None:
     if not absent:
         return column
     return None if absent == len(column) else [None if value is UNSET else value for value in column]
+
+
+def _count(lines: Sequence[Any]) -> int:
+    """The values that are not null, in lines of one length."""
+    if not lines:
+        return 0
+    most = len(lines) * len(lines[0])
+    return most if all(map(all, lines)) else most - sum([line.count(None) for line in lines])
+
+
+def _weights(columns: Iterable[Any]) -> int:
+    return sum(len(cell) for column in columns if column is not None for cell in column if isinstance(cell, dict))
 
 
 R = TypeVar("R")
@@ -180,12 +235,12 @@ def _require_one(*values: object) -> None:
         raise ValueError  # msgspec makes a ValidationError of it
 
 
-def _decoders(schema: FeatureSchema) -> dict[type[BaseModel], list[msgspec.json.Decoder[Any]]]:
+def _decoders(schema: FeatureSchema, longest: int) -> dict[type[BaseModel], list[msgspec.json.Decoder[Any]]]:
     """Decoders to try for each request, with rows and columns as this schema has them.
 
     Candidates are first taken to hold their own fields alone: a row of few fields is read several times as fast.
     """
-    types = [(field.name, _type(field)) for field in schema.fields]
+    types = [(field.name, _type(field, longest)) for field in schema.fields]
     own = {field.name for field in schema.side(candidate=True)}
     row = _struct((name, kind, None) for name, kind in types)
     context = _struct((name, kind, UNSET) for name, kind in types)
@@ -208,15 +263,17 @@ def _struct(fields: Iterable[tuple[str, Any, Any]]) -> type[Struct]:
     return msgspec.defstruct("Fields", numbered, forbid_unknown_fields=True, gc=False)
 
 
-def _type(field: FittedField) -> Any:
+def _type(field: FittedField, longest: int) -> Any:
     """What JSON may hold for one value of a field."""
+    text = Annotated[str, Meta(max_length=longest)]
+    category = text | int | float | bool | None
     match field.kind:
         case Categorical():
-            return str | int | float | bool | None
+            return category
         case Numeric():
             return int | float | None
         case Multi():
-            return list[str | int | float | bool | None] | dict[str, int | float] | None
+            return list[category] | dict[text, int | float] | None
 
 
 def _is_spelt_plainly(name: str) -> bool:

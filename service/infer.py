@@ -23,7 +23,8 @@ def read(loaded: Runtime, body: bytes, settings: Settings, *, header_length: int
         asked = _raw(loaded, body)
     else:
         asked = tensors.read(body, header_length=header_length, outputs=OUTPUT_NAMES)
-    return loaded.signature.encode(asked.inputs, limit=settings.max_rows), asked
+    longest = loaded.longest if len(body) > loaded.longest else None
+    return loaded.signature.encode(asked.inputs, limit=settings.max_rows, longest=longest), asked
 
 
 def answer(loaded: Runtime, scored: Scored, asked: Asked) -> Reply:

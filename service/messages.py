@@ -3,7 +3,9 @@
 Reading a request never lets its content into an error.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,7 +14,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 from bundle.errors import type_name
 from bundle.manifest import Task
 from bundle.schema import Source
-from service.errors import BodyRefused, BodyUnreadable, Refusal
+from service import places
+from service.errors import BodyRefused, Refusal
+from service.nesting import check_depth
+from service.places import Path, Place
 
 Instance = dict[str, Any]
 Columns = dict[str, list[Any]]
@@ -154,9 +159,20 @@ class Ranked(_Message):
     score: float = Field(description="the prediction")
 
 
+class UnknownField(_Message):
+    """A field whose value is not in the vocabulary; scored as unknown."""
+
+    field: str
+    candidates: int = Field(description="how many candidates it is unknown in: all, where it is the context's")
+
+
 class RankAnswer(_Answer):
     ranked: list[Ranked] = Field(description="best first; ties by lower index")
     path: Literal["split", "flat"] = Field(description="split: the context was computed once")
+    unknown: list[UnknownField]
+    misplaced: list[str] | None = Field(
+        default=None, description="fields on the other side than their source says; without them the path were split"
+    )
     explanations: list[Explanation] | None = Field(default=None, description="of the first ones, where asked for")
 
 
@@ -278,18 +294,54 @@ Request = TypeVar("Request", bound=BaseModel)
 def read(kind: type[Request], raw: bytes, *, fields: Collection[str]) -> Request:
     """A request from the bytes of a body, where `fields` are the names a refusal may repeat.
 
-    Raises BodyUnreadable where it is not JSON (NaN, Infinity, lone surrogates and 200 levels of nesting are not),
-    BodyRefused where it has another shape.
+    Raises BodyUnreadable where it is not JSON (NaN, Infinity and lone surrogates are not) or nested too deep, and
+    BodyRefused where it has another shape, or a key twice.
     """
+    check_depth(raw)
     try:
         body = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise BodyUnreadable(f"the body is not JSON: {error}") from None
+        raise places.unreadable(raw, str(error), partial(place, keys=kind.model_fields, fields=fields)) from None
+    places.check_unique(raw, partial(place, keys=kind.model_fields, fields=fields))
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(_curtailed(body, kind.model_fields))
     except ValidationError as error:
         found = error.errors(include_url=False)[:REFUSALS_SHOWN]
         raise BodyRefused(*(_refusal(each, body, kind, fields) for each in found)) from None
+
+
+def place(path: Path, *, keys: Collection[str], fields: Collection[str]) -> Place:
+    """What a path into a body is called, with those of its names that are in `keys` and `fields`."""
+    key, within = path[:1], path[1:3]
+    return Place(
+        key=next((each for each in key if each in keys and isinstance(each, str)), None),
+        instance=next((each for each in within if isinstance(each, int)), None),
+        field=next((each for each in within if isinstance(each, str) and each in fields), None),
+    )
+
+
+def _curtailed(body: object, keys: Collection[str]) -> object:
+    """The body without what is wrong in it beyond REFUSALS_SHOWN times: millions of errors would take seconds."""
+    if not isinstance(body, dict):
+        return body
+    dropped = set([key for key in body if key not in keys][REFUSALS_SHOWN:])
+    kept = {key: value for key, value in body.items() if key not in dropped}
+    return kept | {key: _until_wrong(kept[key]) for key in ("instances", "candidates", "columns") if key in kept}
+
+
+def _until_wrong(value: object) -> object:
+    """Rows, or columns, up to where the last refusal that is shown will be."""
+    match value:
+        case list():
+            return value[: _place_of_last(value, dict)]
+        case dict():
+            return dict(islice(value.items(), _place_of_last(value.values(), list)))
+    return value
+
+
+def _place_of_last(values: Iterable[object], kind: type) -> int | None:
+    wrong = (at for at, value in enumerate(values, 1) if not isinstance(value, kind))
+    return next(islice(wrong, REFUSALS_SHOWN - 1, None), None)
 
 
 def check_count(count: int, *, limit: int, key: str | None = None) -> None:

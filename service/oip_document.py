@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from service.body import PARAMETERS
 from service.oip_messages import (
@@ -59,6 +59,7 @@ def add(
         operation_id=f"oip_{name or path.removeprefix('/v2').strip('/').translate(SAFE) or 'server'}",
         summary=(endpoint.__doc__ or "").partition(".")[0],
         response_model=None,
+        response_class=JSONResponse if answer else Response,
         responses={200: said, "4XX": _refusal(), "503": _refusal()},
         openapi_extra=body | parameters,
         include_in_schema=shown,

@@ -13,6 +13,7 @@ from service.admin import Gate
 from service.catalog import Catalog
 from service.control import ChangeModel, Control
 from service.errors import BodyRefused, BodyUnreadable, Refusal
+from service.nesting import check_depth
 from service.oip_document import add, answered
 from service.oip_messages import ControlRequest, IndexEntry, IndexRequest
 from service.recorder import record_of
@@ -82,6 +83,7 @@ def _add_control(routes: APIRouter, settings: Settings, control: Control) -> Non
 async def _read(request: Request, kind: type[Asked], settings: Settings) -> Asked:
     """A request that may have no body at all. Raises BodyUnreadable, BodyTooLarge and BodyEncoded."""
     raw = await body.read(request.scope, request.receive, limit=settings.max_body_bytes)
+    check_depth(raw)
     try:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:  # it names types and places, and no content

@@ -111,7 +111,7 @@ def _add_models(routes: APIRouter, catalog: Catalog) -> None:
         (MODEL, show_model, ModelAnswer),
         (VERSION, show_version, ModelAnswer),
     ):
-        responses = {200: {"model": answer}, **refusals("4XX")}
+        responses = {200: {"model": answer}, **refusals("4XX", "503")}
         routes.add_api_route(path, endpoint, operation_id=endpoint.__name__, response_model=None, responses=responses)
 
 

@@ -29,6 +29,7 @@ from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
+from service.texts import LONGEST
 
 ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs of a batch leave the processor's cache
 GPU_ROWS_PER_RUN: Final = (256, 1024, 4096, 16384)
@@ -56,10 +57,11 @@ class Runtime:
     `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
     """
 
-    def __init__(self, predictor: Predictor, metrics: Metrics) -> None:
+    def __init__(self, predictor: Predictor, metrics: Metrics, longest: int = LONGEST) -> None:
         self.predictor, self.schema, self.encoder = predictor, predictor.schema, predictor.encoder
         self.manifest, self.digest, self.report = predictor.manifest, predictor.bundle.digest, predictor.bundle.report
-        self.decoder, self.signature = Decoder(predictor.encoder), Signature(predictor.encoder)
+        self.decoder, self.signature = Decoder(predictor.encoder, longest=longest), Signature(predictor.encoder)
+        self.longest = longest
         self.ranking, self.statistics = predictor.ranking, Statistics()
         self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
@@ -122,11 +124,12 @@ class Runtime:
             self._count_unknown(self.encoder, unknown.sum(axis=0))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> None:
-        """`unknown` [F] are the rows that are unknown in each field of the encoder."""
-        for field, found in zip(encoder.names, unknown.tolist(), strict=True):
-            if found:
-                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found)
+    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> dict[str, int]:
+        """The rows, by field, that are unknown in it; `unknown` [F] has as many for each field of the encoder."""
+        found = {field: rows for field, rows in zip(encoder.names, unknown.tolist(), strict=True) if rows}
+        for field, rows in found.items():
+            self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
+        return found
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -163,8 +166,9 @@ class Runtime:
 
     def rank(
         self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
-        """Count the candidates as `count` does, and give their logits [B], with the one context computed once.
+    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+        """Count the candidates as `count` does, and give their logits [B], with the one context computed once, and how
+        many of them are unknown, by field.
 
         `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
@@ -172,13 +176,13 @@ class Runtime:
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
+        found = self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
         if unknown is None:
             unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
-        self._count_unknown(ranking.of_candidate, unknown)
+        found |= self._count_unknown(ranking.of_candidate, unknown)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, self._candidates_per_run)
-        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))
+        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts])), found
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
@@ -243,8 +247,10 @@ def load(
     metrics: Metrics,
     trusted_keys: Sequence[str] = (),
     gpu: Gpu = FIRST_GPU,
+    longest: int = LONGEST,
 ) -> Runtime:
-    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them.
+    """Verify the bundle in `path`, open its graphs, replay its golden rows and warm them. A value of a request may then
+    have `longest` letters.
 
     Raises BundleError with the reason where any of it fails.
     """
@@ -253,7 +259,7 @@ def load(
         predictor.explain(_golden(predictor, rows))  # a ranking is warm: its golden rows were compared
     if predictor.score.chosen != "cpu":
         metrics.on_gpu(gpu.number)
-    return Runtime(predictor, metrics)
+    return Runtime(predictor, metrics, longest)
 
 
 def best_rows(seconds: Mapping[int, float]) -> int:

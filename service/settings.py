@@ -6,10 +6,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -51,6 +53,18 @@ def _origins(given: object) -> object:
     if not all(ORIGIN.fullmatch(each) for each in origins):
         raise ValueError("expected origins such as https://shop.example or http://localhost:3000, separated by commas")
     return origins
+
+
+def _collector(given: str) -> str:
+    """The address without a slash at its end."""
+    if not re.match(r"https?://[^/]", given):
+        raise ValueError("expected an address such as http://127.0.0.1:4318")
+    exporter = None
+    with suppress(ModuleNotFoundError):
+        exporter = find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    if exporter is None:
+        raise ValueError("the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder")
+    return given.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -115,6 +129,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
+    max_value_length: int = Field(default=1024, ge=1, description="letters that a value of a field may have")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
     header_timeout: float = Field(
         default=5.0, ge=1, le=3600, description="seconds in which the head of a request has to arrive"
@@ -187,6 +202,14 @@ class Settings(BaseSettings):
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
         "line at info, any other at debug",
+    )
+    server_timing: bool = Field(
+        default=False, description="true says in a header of each answer how long which stage of the request took"
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        default=None,
+        description="the http or https address of an OpenTelemetry collector (OTLP), which then gets a trace of each "
+        "request; needs the packages of the extra otel",
     )
 
     @property

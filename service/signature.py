@@ -6,19 +6,20 @@ behind the values of a row that has fewer than n.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import Categorical, EncodedRows, Encoder, InputError, Multi
+from bundle import Categorical, EncodedRows, Encoder, InputError, Multi, Numeric
 from bundle.rows import Column
 from bundle.schema import FittedField
 from bundle.values import LARGEST
 from service.errors import BodyRefused, Refusal
 from service.messages import check_count
 from service.tensors import BYTES, DTYPES, Tensor
+from service.texts import check_column
 
 IDS, VALUES = "ids", "values"
 INTEGERS: Final = tuple(name for name in DTYPES if "INT" in name)
@@ -59,8 +60,8 @@ class Signature:
         of_graph = [Spec(IDS, "INT64", slots), Spec(VALUES, "FP32", slots)][: len(self.graph)]
         return of_graph + [Spec(field.name, BYTES, (field.kind.width,)) for field in self._fields.values()]
 
-    def encode(self, tensors: Mapping[str, Tensor], *, limit: int) -> EncodedRows:
-        """At most `limit` rows. Raises BodyRefused and InputError."""
+    def encode(self, tensors: Mapping[str, Tensor], *, limit: int, longest: int | None = None) -> EncodedRows:
+        """At most `limit` rows, of texts of at most `longest` letters. Raises BodyRefused and InputError."""
         ids = tensors.get(IDS)
         if ids is not None and (ids.datatype != BYTES or IDS not in self._fields):
             return self._of_ids(tensors, limit)
@@ -70,6 +71,10 @@ class Signature:
                 known = ", ".join((*self.graph, *self._fields))
                 raise BodyRefused(Refusal(key=f"inputs[{at}].name", expected=f"one of {known}", received="another"))
             check_count(tensor.shape[0], limit=limit, key=name)
+            is_numeric = isinstance(self._fields[name].kind, Numeric)
+            if longest is not None and isinstance(tensor.data, list) and not is_numeric:
+                width = math.prod(tensor.shape[1:])
+                _check_lengths(tensor.data, name, width=width, longest=longest)
             columns[name] = _column(self._fields[name], tensor)
         return self._encoder.columns(columns)
 
@@ -130,6 +135,13 @@ def _column(field: FittedField, tensor: Tensor) -> Column:
     if isinstance(numbers, np.ndarray):
         return numbers.astype(np.float64)
     return [_number(text, field, at) for at, text in enumerate(numbers)]
+
+
+def _check_lengths(values: Sequence[str | None], field: str, *, width: int, longest: int) -> None:
+    try:
+        check_column(values, field, longest=longest)
+    except InputError as error:
+        raise error.at(instance=(error.instance or 0) // width) from None
 
 
 def _data(field: FittedField, tensor: Tensor, datatypes: tuple[str, ...]) -> Any:

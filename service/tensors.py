@@ -7,13 +7,16 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from service import places
 from service.errors import BodyRefused, BodyUnreadable, Refusal
+from service.nesting import check_depth
 from service.oip_messages import InferAnswer, InferRequest, InputTensor, OutputTensor, RequestedOutput
 
 DTYPES: Final = {
@@ -34,10 +37,26 @@ BYTES: Final = "BYTES"
 BINARY_ONLY: Final = "FP16"
 LENGTH: Final = struct.Struct("<I")  # stands before each element of a BYTES tensor
 DIMENSIONS: Final = 2
+LARGEST: Final = 2**31 - 1  # of a dimension
 RESERVED: Final = "triton_"
 
 Data = NDArray[Any] | list[str | None]
-_decoder = msgspec.json.Decoder(InferRequest)
+
+
+class _Tensor(InputTensor, forbid_unknown_fields=True):
+    """Without keys that would be skipped, however deep they are."""
+
+
+class _Output(RequestedOutput, forbid_unknown_fields=True):
+    pass
+
+
+class _Request(InferRequest, forbid_unknown_fields=True):
+    inputs: Annotated[list[_Tensor], Meta(min_length=1)]  # type: ignore[assignment]
+    outputs: list[_Output] | None = None  # type: ignore[assignment]
+
+
+_strict, _lenient = msgspec.json.Decoder(_Request), msgspec.json.Decoder(InferRequest)
 
 
 class Tensor(NamedTuple):
@@ -70,7 +89,7 @@ def read(body: bytes, *, header_length: int | None, outputs: Sequence[str]) -> A
     """
     if header_length is not None and header_length > len(body):
         raise BodyUnreadable(f"Inference-Header-Content-Length is more than the body's {len(body)} bytes")
-    request = _decoded(body if header_length is None else memoryview(body)[:header_length])
+    request = _decoded(body if header_length is None else body[:header_length])
     _check_parameters(request.parameters, reserved=RESERVED)
     binary = memoryview(b"") if header_length is None else memoryview(body)[header_length:]
     return Asked(request.id, _inputs(request.inputs, binary), _requested(request, outputs))
@@ -105,13 +124,52 @@ def datatype_of(array: NDArray[Any]) -> str:
     return f"FP{8 * array.dtype.itemsize}"
 
 
-def _decoded(head: bytes | memoryview) -> InferRequest:
+def _decoded(head: bytes) -> InferRequest:
     try:
-        return _decoder.decode(head)
+        request: InferRequest = _strict.decode(head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        request = _decoded_with_care(head)
+    if head.count(b":") != _keys(request):  # else each is there once, as in `decoder`
+        places.check_unique(head, _place)
+    return request
+
+
+def _decoded_with_care(head: bytes) -> InferRequest:
+    """The same where keys are to be skipped, or the refusal."""
+    check_depth(head)
+    try:
+        return _lenient.decode(head)
     except msgspec.ValidationError as error:  # it names types and places, and no content
         raise BodyUnreadable(f"the JSON is no request for tensors: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BodyUnreadable("the body, or its part before Inference-Header-Content-Length, is not JSON") from None
+        said = (
+            "the body is cut off or has something that JSON has not; binary data needs Inference-Header-Content-Length"
+        )
+        raise places.unreadable(head, said, _place) from None
+
+
+def _keys(request: InferRequest) -> int:
+    """How many keys it takes at least to write a request."""
+    keys = 1 + (request.id is not None) + (request.outputs is not None)
+    for tensor in request.inputs:
+        keys += 3 + (tensor.data is not None)
+    for each in (request, *request.inputs, *(request.outputs or ())):
+        keys += bool(each.parameters) + len(each.parameters)
+    return keys + len(request.outputs or ())
+
+
+def _place(path: places.Path) -> places.Place:
+    """`inputs[1].data`, with the position in it."""
+    match path:
+        case (("inputs" | "outputs") as key, int(at), ("name" | "datatype" | "shape" | "parameters") as part, *_):
+            return places.Place(f"{key}[{at}].{part}")
+        case ("inputs", int(at), "data", int(row), *_):
+            return places.Place(f"inputs[{at}].data", row)
+        case (("inputs" | "outputs") as key, int(at), *_):
+            return places.Place(f"{key}[{at}]")
+        case (("inputs" | "outputs" | "id" | "parameters") as key, *_):
+            return places.Place(key)
+    return places.Place()
 
 
 def _inputs(tensors: Sequence[InputTensor], binary: memoryview) -> dict[str, Tensor]:
@@ -131,8 +189,8 @@ def _input(tensor: InputTensor, place: str, binary: memoryview) -> tuple[Data, m
     """The data of a tensor, and the binary data left for those behind it."""
     if tensor.datatype != BYTES and tensor.datatype not in DTYPES:
         raise _refused(f"{place}.datatype", f"one of {', '.join((*DTYPES, BYTES))}", "another text")
-    if not 1 <= len(tensor.shape) <= DIMENSIONS or min(tensor.shape) < 1:
-        raise _refused(f"{place}.shape", f"1 to {DIMENSIONS} dimensions of 1 or more", "another shape")
+    if not 1 <= len(tensor.shape) <= DIMENSIONS or min(tensor.shape) < 1 or max(tensor.shape) > LARGEST:
+        raise _refused(f"{place}.shape", f"1 to {DIMENSIONS} dimensions of 1 to {LARGEST}", "another shape")
     _check_parameters(tensor.parameters, refused=("shared_memory_region",))
     size = tensor.parameters.get("binary_data_size")
     if size is None:

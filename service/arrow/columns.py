@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from bundle import Categorical, Coded, EncodedRows, Encoder, InputError, Multi, Numeric
 from bundle.rows import Column
 from bundle.schema import FittedField, Kind
+from service import texts
 from service.arrow.stream import Stream
 from service.errors import BodyRefused, Refusal
 
@@ -24,11 +25,12 @@ EXPECTED: Final[dict[type[Kind], str]] = {
 T = TypeVar("T")
 
 
-def encoded(encoder: Encoder, stream: Stream) -> Iterator[EncodedRows]:
+def encoded(encoder: Encoder, stream: Stream, *, longest: int = texts.LONGEST) -> Iterator[EncodedRows]:
     """The rows of a stream, at most ROWS at a time. A column left out, or of type null, is missing.
 
     Raises BodyRefused for a column that is there twice or has a type its field does not take, and InputError for an
-    unknown name and for a value that the encoder refuses; `instance` counts through all batches.
+    unknown name, a text of more than `longest` letters and a value that the encoder refuses; `instance` counts through
+    all batches.
     """
     encoder.in_order({name: () for name, _ in stream.columns})
     reader, first = _Reader(encoder, stream), 0
@@ -36,6 +38,7 @@ def encoded(encoder: Encoder, stream: Stream) -> Iterator[EncodedRows]:
         for start in range(0, batch.num_rows, ROWS):
             part = batch.slice(start, ROWS)
             try:
+                _check_lengths(part, longest)
                 yield encoder.encode(reader.columns(part), part.num_rows)
             except InputError as error:
                 raise error.at(instance=first + (error.instance or 0)) from None
@@ -92,6 +95,20 @@ class _Reader:
             self._known[name] = dictionary, make(dictionary)
         made: T = self._known[name][1]
         return made
+
+
+def _check_lengths(batch: pa.RecordBatch, longest: int) -> None:
+    for name, array in zip(batch.schema.names, batch.columns, strict=True):
+        is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+        items = array.flatten() if is_list else array
+        distinct = items.dictionary if pa.types.is_dictionary(items.type) else items
+        if not _is_text(distinct.type) or (pc.max(pc.utf8_length(distinct)).as_py() or 0) <= longest:
+            continue
+        lengths = pc.utf8_length(_plain(items)).fill_null(0).to_numpy(zero_copy_only=False)
+        if len(lengths) and lengths.max() > longest:  # a dictionary may hold what no row has
+            at = int(np.argmax(lengths > longest))
+            row = pc.list_parent_indices(array)[at].as_py() if is_list else at
+            raise texts.too_long(int(lengths[at]), name, longest=longest, instance=row)
 
 
 def _position(stream: Stream, field: FittedField) -> int | None:

@@ -25,7 +25,7 @@ def predict(loaded: Runtime, raw: bytes, settings: Settings, *, as_arrow: bool) 
     with loaded.statistics.request() as stages:
         asked = stream.read(raw)
         check_count(asked.rows, limit=settings.max_arrow_rows)
-        parts = [loaded.score(rows) for rows in columns.encoded(loaded.encoder, asked)]
+        parts = [loaded.score(rows) for rows in columns.encoded(loaded.encoder, asked, longest=loaded.longest)]
         stages.scored(sum(part.seconds for part in parts))
         if as_arrow:
             return _answer(loaded, parts)

@@ -151,7 +151,9 @@ TAKEN = [
     ROW % b'"age": 1.7976931348623157E+308',
     ROW % b'"\\u0075ser": "\\ud83d\\ude00\\u0000"',
     ROW % b'"tags": {"fun": -1, "\\u00e9": 1e6}',
-    ROW % b'"user": "u1", "user": "u2"',
+    ROW % b'"user": "a:b", "city": "::", "age": null, "tags": {":": 1}',
+    ROW % (b'"city": "' + b"x" * 1024 + b'"'),
+    ROW % (b'"city": "' + "é".encode() * 1024 + b'"'),
     b' \n\t{"instances": [{}], "columns": null, "signature_name": null}\r\n',
     b'{"columns": {"user": ["u1", null], "tags": [null, []]}}',
 ]
@@ -182,6 +184,17 @@ REFUSED = [
     ROW % b'"user": 1,',
     ROW % b'"\xff": 1',
     ROW % b'"f0": 1',
+    ROW % b'"user": "u1", "user": "u2"',
+    ROW % b'"user": null, "user": null',
+    ROW % b'"user": "u1", "\\u0075ser": "u1"',
+    ROW % b'"user": ["no category"], "user": "u1"',
+    ROW % b'"tags": {"fun": 1, "fun": 1}',
+    ROW % (b'"city": "' + b"x" * 1025 + b'"'),
+    ROW % (b'"tags": ["' + b"x" * 1025 + b'"]'),
+    ROW % (b'"tags": {"' + b"x" * 1025 + b'": 1}'),
+    b'{"instances": [{}], "instances": [{}]}',
+    b'{"instances": [{}], "logits": true, "logits": false}',
+    b'{"columns": {"user": ["u1"], "user": ["u1"]}}',
     ROW % b'"tags": "fun"',
     ROW % b'"tags": [null]',
     ROW % b'"tags": [["fun"]]',
@@ -253,9 +266,32 @@ def test_a_ranking_knows_which_fields_stand_where() -> None:
     )
 
 
-def test_a_body_that_only_the_second_reader_takes_is_answered() -> None:
-    twice = ROW % b'"user": ["no category"], "user": "u1"'
-    assert outcome(DECODER, "predict", twice) == outcome(DECODER, "predict", ROW % b'"user": "u1"')
+def members(*likely: tuple[str, Any]) -> str:
+    """An object with exactly these members, twice or not."""
+    return "{" + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in likely) + "}"
+
+
+@given(
+    row=st.lists(
+        st.tuples(st.sampled_from(["user", "city"]), st.sampled_from(["u1", "a:b", "", None, 0, True, ":"]))
+        | st.tuples(st.just("tags"), st.sampled_from([[], ["a:b"], ["fun"], {"fun": 1}, {"a:": 2, "b": 1}, None]))
+        | st.tuples(st.just("age"), st.sampled_from([0, 1.5, None])),
+        max_size=4,
+    ),
+    at=st.integers(0, 2),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_key_is_taken_once(row: list[tuple[str, Any]], at: int) -> None:
+    rows = ["{}", "{}"]
+    rows.insert(at, members(*row))
+    raw = f'{{"instances": [{", ".join(rows)}], "logits": false}}'.encode()
+    found = outcome(DECODER, "predict", raw)
+    names = [name for name, _ in row]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    assert (found[0] == "refused") == (twice is not None)
+    if twice is not None:
+        said = f"key instances: instance {at}: field {twice}: expected each key once, received a key twice"
+        assert found == ("refused", BodyRefused, said)
 
 
 @pytest.mark.parametrize("name", ['q"uote', "back\\slash", "line\nbreak", "a b", "é", "f1"])

@@ -50,6 +50,7 @@ UNREADABLE = {
     "byte order mark": b'\xef\xbb\xbf{"instances": [{}]}',
     "thousands of digits": b'{"instances": [{"age": ' + b"9" * 5000 + b"}]}",
     "deep nesting": b'{"instances": [{"user": ' + deep(5000) + b"}]}",
+    "33 levels": b'{"instances": [{"user": ' + deep(30) + b"}]}",
 }
 REFUSED = {
     "null": b"null",
@@ -81,7 +82,13 @@ REFUSED = {
     "a string as a number": b'{"instances": [{"age": "s3cr3t"}]}',
     "an object as a category": b'{"instances": [{"user": {"s3cr3t": 1}}]}',
     "an array as a category": b'{"instances": [{"user": ["s3cr3t"]}]}',
-    "nested": b'{"instances": [{"user": ' + deep(100) + b"}]}",
+    "nested": b'{"instances": [{"user": ' + deep(29) + b"}]}",
+    "a field twice": b'{"instances": [{"user": "s3cr3t", "user": "s3cr3t"}]}',
+    "a column twice": b'{"columns": {"user": ["s3cr3t"], "user": null}}',
+    "a category twice": b'{"instances": [{"tags": {"s3cr3t": 1, "s3cr3t": 1}}]}',
+    "a key twice, of which one is no rows": b'{"instances": "s3cr3t", "instances": [{}]}',
+    "a text of too many letters": b'{"instances": [{"user": "s3cr3t' + b"x" * 1020 + b'"}]}',
+    "one of too many letters among many": b'{"instances": [{"tags": ["s3cr3t' + b"x" * 1020 + b'"]}]}',
     "a string as many": b'{"instances": [{"tags": "s3cr3t"}]}',
     "null among many": b'{"instances": [{"tags": ["s3cr3t", null]}]}',
     "too many values": b'{"instances": [{"tags": ["s3cr3t", "b", "c", "d"]}]}',
