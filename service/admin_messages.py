@@ -29,6 +29,9 @@ class ModelStatus(_Message):
     unloaded: bool
     default: int | None = Field(description="the version for requests that name none")
     pinned: bool = Field(description="whether that was set, and newer versions do not change it")
+    last_good: int | None = Field(
+        default=None, description="of the status: the last version that answered those, over restarts with `state`"
+    )
     versions: list[VersionStatus] = Field(description="highest first")
 
 

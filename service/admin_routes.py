@@ -10,13 +10,26 @@ from service.admin import Gate
 from service.admin_messages import DefaultRequest, ModelStatus, Status, VersionStatus, WorkerStatus
 from service.answers import Responses, answered, refusals
 from service.catalog import Catalog, Model
-from service.control import ChangeModel, Control
+from service.control import ChangeModel, Control, Version
 from service.recorder import record_of
 from service.settings import Settings
 
 MODEL: Final = "/v1/admin/models/{model}"
 STATUS: Final = "/v1/admin/status"
-SHOWN: Final = ("bundles", "versions", "provider", "device", "threads", "workers", "max_rows", "patience", "log_level")
+SHOWN: Final = (
+    "bundles",
+    "versions",
+    "state",
+    "watch",
+    "trials",
+    "provider",
+    "device",
+    "threads",
+    "workers",
+    "max_rows",
+    "deadline",
+    "log_level",
+)
 
 
 def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
@@ -58,6 +71,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
     async def status(request: Request) -> Response:
         """What serves, what was refused, and the workers."""
         check(request)
+        report = await control.report()
         workers = [
             WorkerStatus(
                 number=each.number,
@@ -65,9 +79,9 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
                 uptime_seconds=round(each.uptime_seconds, 3),
                 memory_bytes=each.memory_bytes,
             )
-            for each in await control.workers()
+            for each in report.workers
         ]
-        models = [_of_model(model) for model in catalog.models.values()]
+        models = [_of_model(model, report.last_good.get(model.name)) for model in catalog.models.values()]
         return answered(Status(models=models, workers=workers, settings=_shown(settings)))
 
     schema = DefaultRequest.model_json_schema()
@@ -96,7 +110,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
     return routes
 
 
-def _of_model(model: Model) -> ModelStatus:
+def _of_model(model: Model, last_good: Version | None = None) -> ModelStatus:
     default = model.routes.default(model.serving)
     serving = {
         version: VersionStatus(
@@ -108,7 +122,9 @@ def _of_model(model: Model) -> ModelStatus:
         version: VersionStatus(version=int(version), digest=refused.digest, state="quarantined", reason=refused.reason)
         for version, refused in model.rejected.items()
     }
+    known = {} if last_good is None else {"last_good": last_good.version}
     return ModelStatus(
+        **known,
         name=model.name,
         ready=bool(model.serving),
         unloaded=model.unloaded,
@@ -120,4 +136,4 @@ def _of_model(model: Model) -> ModelStatus:
 
 def _shown(settings: Settings) -> dict[str, Any]:
     """What of the settings says how models are served; none of these can hold a secret."""
-    return {name: settings.model_dump(mode="json")[name] for name in SHOWN}
+    return settings.model_dump(mode="json", include=set(SHOWN))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from anyio import to_thread
 
 from service import exposition
-from service.control import ChangeModel, Command, Member, Worker
+from service.control import ChangeModel, Command, Member, Report, Worker
 from service.exposition import Family
 from service.memory import resident_bytes
 from service.planner import Planner
@@ -29,9 +29,8 @@ class Alone:
     async def run(self) -> None:
         await self._planner.watch(self._do)
 
-    async def look(self) -> None:
-        """Take in what came into the folder of bundles, and let go of what left it."""
-        await self._planner.look(self._do)
+    def look_soon(self) -> None:
+        self._planner.look_soon()
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):
@@ -42,8 +41,9 @@ class Alone:
     async def metrics(self) -> list[Family]:
         return await to_thread.run_sync(exposition.families, self._member.registry)
 
-    async def workers(self) -> list[Worker]:
-        return [Worker(0, os.getpid(), time.monotonic() - self._started, resident_bytes(os.getpid()))]
+    async def report(self) -> Report:
+        this = Worker(0, os.getpid(), time.monotonic() - self._started, resident_bytes(os.getpid()))
+        return Report([this], self._planner.last_good)
 
     async def _do(self, plan: Callable[[], Command]) -> None:
         async with self._one_by_one:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from anyio import create_task_group
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes
+from service import admin_routes, candidate_routes, errors, guard, oip, openapi, repository, routes, traffic_routes
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -21,8 +22,13 @@ from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.replays import Replays
 from service.server import Hooks
 from service.settings import Settings
+from service.shadow import Shadow
+
+if TYPE_CHECKING:
+    from service.traces import Tracer
 
 
 class Service(FastAPI):
@@ -35,6 +41,8 @@ class Service(FastAPI):
         if is_verb(scope):
             await self.verbs(scope, receive, send)
         else:
+            if "\n" in scope.get("path", ""):  # Starlette's routes end in `$`, which lets one pass
+                scope["path"] = scope["path"].replace("\n", "%0A")
             await super().__call__(scope, receive, send)
 
 
@@ -45,8 +53,10 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     """
     control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
-    sets = CandidateSets(catalog, settings, metrics)
+    sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+    tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     catalog.prepare = sets.prepare
+    replays = Replays(catalog, control, metrics)
 
     def apply(command: Command) -> None:
         match command:
@@ -63,14 +73,22 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         keys.load()
         catalog.load(inventory)
 
+    def renew() -> None:
+        keys.renew()
+        control.look_soon()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
         async with create_task_group() as tasks:
             tasks.start_soon(control.run)
+            tasks.start_soon(replays.run)
             yield
             tasks.cancel_scope.cancel()
+        shadow.close()
+        if tracer:
+            tracer.close()
 
     app = Service(
         title="factorlens",
@@ -83,15 +101,17 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
+    app.include_router(traffic_routes.router(catalog, settings, control))
     app.include_router(oip.router(catalog, settings))
     app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
-    app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(guard.shielded(Front(catalog, sets, settings, metrics), settings, keys), metrics)
+    app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
+    front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
+    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
     app.hooks = Hooks(
         leave=catalog.leave,
-        renew=keys.renew,
+        renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
     )
@@ -100,6 +120,12 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_exception_handler(HTTPException, _refuse_route)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
+
+
+def _tracer(endpoint: str) -> "Tracer":
+    from service.traces import Tracer, exporter  # packages of an extra, and not light
+
+    return Tracer(exporter(endpoint))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

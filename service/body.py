@@ -1,7 +1,7 @@
 """The body of a request, as it comes from an ASGI server: how long it may be, and how it may be compressed."""
 
 import zlib
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -12,6 +12,20 @@ GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 ARROW: Final = b"application/vnd.apache.arrow.stream"
 LONGEST_TIMEOUT_MS: Final = 60_000
 PRIORITIES: Final = {b"low": 0.5, b"normal": 1.0, b"high": 1.5}  # that share of what may be waited for
+PARAMETERS: Final[list[dict[str, Any]]] = [  # of a request for scores, for the OpenAPI document
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "description": "Milliseconds from the head of the request in which it has to be at work",
+        "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+    },
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "description": "Under overload, low is turned away first and high last",
+        "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
+    },
+]
 CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
 
 

@@ -4,8 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
+
+from msgspec import structs
 
 from bundle import BundleError, BundleInvalid, BundleUntrusted, Categorical, Multi, Numeric, RuntimeRefused
 from bundle.device import Provider
@@ -17,6 +20,7 @@ from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
+from service.traffic import ROUTE_NAMES, RouteName, Traffic, check_routes, passed_over, resolve
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +35,36 @@ class Model:
     unloaded: bool = False
     routes: Routes = field(default_factory=Routes)
 
-    def version(self, version: str | None) -> Runtime:
-        """The version asked for, or the default one. Raises NotReady or NotFound with what is there."""
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What the routes come to; to be asked for once all versions are there."""
+        return resolve(self.name, self.routes, self.serving)
+
+    def version(self, version: str | None, key: bytes | None = None) -> Runtime:
+        """The version asked for, by number or by the name of a route, or else the stable one, or the canary where the
+        key of a request is among those it answers. Raises NotReady or NotFound with what is there."""
         if self.unloaded:
             raise NotReady(f"{self.name} is unloaded")
         if not self.serving:
             raise NotReady(f"no version of {self.name} can serve: {self.reasons}")
-        if version is None and (default := self.routes.default(self.serving)):
-            return self.serving[default]
+        if version is None and (loaded := self.traffic.of(key)):
+            return loaded
         if version in self.serving:
             return self.serving[version]
+        if version in ROUTE_NAMES:
+            return self._named(version)
         if version in self.rejected:
             raise NotReady(f"version {version} of {self.name} was refused: {self.rejected[version].reason}")
         raise NotFound(f"{self.name} has the versions {', '.join(self.serving)}")
+
+    def _named(self, route: RouteName) -> Runtime:
+        loaded: Runtime | None = getattr(self.traffic, route)
+        if loaded is not None:
+            return loaded
+        version: int | None = getattr(self.routes, route)
+        if version is None:
+            raise NotFound(f"{self.name} has no {route}; it has the versions {', '.join(self.serving)}")
+        raise NotReady(f"the {route} of {self.name}, version {version}, does not serve")
 
     @property
     def reasons(self) -> str:
@@ -90,9 +111,16 @@ class Catalog:
             raise NotReady(f"version {newest} of {model.name} was refused: {refused.reason}")
 
     def route(self, command: SetRoutes) -> None:
-        """Set the routes of a model. Raises NotFound where there is none."""
+        """Set the routes of a model, and let go of versions that only the ones before had kept.
+
+        Raises NotFound where there is no such model, and Conflict where a version does not serve.
+        """
         with self._change:
-            self._put(replace(self.find(command.model), routes=command.routes))
+            model = self.find(command.model)
+            check_routes(model.name, command.routes, model.serving, model.rejected)
+            versions = structs.replace(self.inventory()[model.name], routes=command.routes)
+            self._put(self._load_model(model.name, versions, model.serving))
+        log.info("routes", extra={"facts": {"model": model.name, **structs.asdict(command.routes)}})
 
     def leave(self) -> None:
         """Be ready no more, but go on serving: the process is about to end."""
@@ -114,6 +142,11 @@ class Catalog:
             self._metrics.model_info.labels(*labels).set(1)
         self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
         self._metrics.ready.set(not self.missing)
+        for version in passed_over(model.routes, model.serving):
+            if before is None or version not in passed_over(before.routes, before.serving):
+                stable = model.traffic.stable
+                facts = {"model": model.name, "version": int(version), "stable": stable and stable.manifest.version}
+                log.warning("passed over", extra={"facts": facts})
 
     def inventory(self) -> Inventory:
         """What is loaded, for another process to load the same."""

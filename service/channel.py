@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from service.control import ChangeModel, Command, Inventory, Worker
+from service.control import ChangeModel, Command, Inventory, Report
 from service.exposition import Family
 
 LENGTH: Final = struct.Struct("!I")
@@ -60,11 +60,11 @@ class Gathered(Struct, frozen=True, tag=True):
     families: list[Family]
 
 
-class Counted(Struct, frozen=True, tag=True):
-    """To the worker that asked: the workers."""
+class Reported(Struct, frozen=True, tag=True):
+    """To the worker that asked: what the supervisor knows."""
 
     at: int
-    workers: list[Worker]
+    report: Report
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -111,14 +111,14 @@ class Gather(Struct, frozen=True, tag=True):
     at: int
 
 
-class Count(Struct, frozen=True, tag=True):
-    """From a worker: say Counted."""
+class Inquire(Struct, frozen=True, tag=True):
+    """From a worker: say Reported."""
 
     at: int
 
 
-ToWorker = Begin | Listen | Do | Measure | Answer | Gathered | Counted
-FromWorker = Loaded | Failed | Serving | Done | Measured | Ask | Gather | Count
+ToWorker = Begin | Listen | Do | Measure | Answer | Gathered | Reported
+FromWorker = Loaded | Failed | Serving | Done | Measured | Ask | Gather | Inquire
 
 M = TypeVar("M")
 

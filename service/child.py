@@ -15,12 +15,12 @@ from service import channel
 from service.channel import (
     Ask,
     Begin,
-    Count,
     Do,
     Done,
     Failed,
     FromWorker,
     Gather,
+    Inquire,
     Link,
     Listen,
     Loaded,
@@ -188,7 +188,7 @@ class Child:
                     _settle(self._waiting.pop(at), failure)
                 case Measured(at=at, families=families):
                     _settle(self._waiting.pop(at), families)
-                case Ask() | Gather() | Count():
+                case Ask() | Gather() | Inquire():
                     self._asked(self, message)
         self._link.close()
         if reason:
@@ -202,7 +202,7 @@ class Child:
                 waiting.exception()  # nobody has to look
 
 
-Asked = Callable[[Child, Ask | Gather | Count], None]
+Asked = Callable[[Child, Ask | Gather | Inquire], None]
 
 
 def _settle(waiting: asyncio.Future[T], result: T) -> None:

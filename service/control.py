@@ -174,6 +174,13 @@ class Worker(Struct, frozen=True):
     memory_bytes: int
 
 
+class Report(Struct, frozen=True):
+    """The processes that answer, and the last version of each model that answered by default."""
+
+    workers: list[Worker]
+    last_good: dict[str, Version]
+
+
 @dataclass(frozen=True)
 class Member:
     """What a process can do for its Control.
@@ -195,6 +202,9 @@ class Control(Protocol):
     async def run(self) -> None:
         """What is to be done of its own accord, for as long as requests are answered."""
 
+    def look_soon(self) -> None:
+        """Have the folder of bundles looked at: what is new in it is to serve, and what left it is not."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         """Return when every process has carried out a command, or what a wish led to.
 
@@ -204,5 +214,5 @@ class Control(Protocol):
     async def metrics(self) -> list[Family]:
         """The metrics of all processes together."""
 
-    async def workers(self) -> list[Worker]:
-        """The processes that answer, by number."""
+    async def report(self) -> Report:
+        """What no process knows of itself."""

@@ -28,6 +28,9 @@ from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
+from service.shadow import Shadow
+from service.statistics import Spans
+from service.traffic import request_key
 from service.turns import Turns, unless_gone
 
 ADDRESS: Final = re.compile(
@@ -59,8 +62,10 @@ def is_verb(scope: Scope) -> bool:
 class Front:
     """Answers the verbs: an ASGI app that stands in a Recorder."""
 
-    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics) -> None:
-        self._catalog, self._settings = catalog, settings
+    def __init__(
+        self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics, shadow: Shadow
+    ) -> None:
+        self._catalog, self._settings, self._shadow = catalog, settings, shadow
         self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
         self._turns = Turns()
         self._gate = Gate(settings, metrics, threads=self._turns.threads)
@@ -85,39 +90,51 @@ class Front:
         record.endpoint = verb
         known = self._catalog.find(model)
         record.model = known.name
-        loaded = known.version(version)
-        record.version = loaded.manifest.version
+        traffic = known.traffic
+        loaded = known.version(version, request_key(scope) if traffic.canary_below and version is None else None)
+        record.version, record.digest = loaded.manifest.version, loaded.digest
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
         is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
         self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
+        form = _form(verb, announced)
+        if version is None and traffic.shadow_below and (other := traffic.shadow_of(loaded, scope)):
+            form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
         due = record.started + (announced.timeout or self._settings.deadline)
         if not is_long and len(raw) <= INLINE_BYTES:
-            return await self._score(loaded, raw, verb, announced, due, receive)
+            return await self._score(loaded, raw, verb, form, due, receive, record)
         if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
             self._gate.admit(loaded, verb, announced, is_long=True)
         lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
+        record.received = entered_at
         rows = pace.rows(len(raw))
         seconds = lane.enter(pace, len(raw), rows)
         try:
-            reply = await self._turns.run(lambda: self._act(loaded, raw, verb, announced), due=due, receive=receive)
+            reply = await self._turns.run(
+                lambda: self._act(loaded, raw, verb, announced, form, record), due=due, receive=receive
+            )
         finally:
             lane.leave(pace, len(raw), rows, seconds, entered_at)
         pace.learn_rows(len(raw), reply.rows)
         return reply
 
-    def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced) -> Reply:
+    def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, form: Form, record: Record) -> Reply:
         """The answer to a request that has a thread to itself."""
+        began = time.perf_counter()
         if announced.coding:
             raw = body.inflate(raw, announced.coding, limit=self._settings.max_body_bytes)
-        if verb in self._acts:
-            return self._acts[verb](loaded, raw, self._settings)
-        if announced.arrow:
-            return _predict_arrow(loaded, raw, self._settings, as_arrow=announced.accepts_arrow)
-        form = _form(verb, announced)
+        if verb in self._acts or announced.arrow:
+            if verb in self._acts:
+                reply = self._acts[verb](loaded, raw, self._settings)
+            else:
+                reply = _predict_arrow(loaded, raw, self._settings, as_arrow=announced.accepts_arrow)
+            spans = Spans(began, 0.0, 0.0, time.perf_counter() - began)
+            record.spans = lambda: spans
+            return reply
         with loaded.statistics.request() as stages:
+            record.spans = stages.spans
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             scored = loaded.score_all([request])
@@ -125,11 +142,12 @@ class Front:
             return form.answer(loaded, scored, asked)
 
     async def _score(
-        self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, due: float, receive: Receive
+        self, loaded: Runtime, raw: bytes, verb: Verb, form: Form, due: float, receive: Receive, record: Record
     ) -> Reply:
         """The answer to a request that is scored together with others."""
-        lane, pace, form = self._gate.loop, loaded.short_pace[verb], _form(verb, announced)
+        lane, pace = self._gate.loop, loaded.short_pace[verb]
         with loaded.statistics.request() as stages:
+            record.spans = stages.spans
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             rows = count_of(request)

@@ -26,6 +26,11 @@ def own_bytes() -> int:
     return _sizes(PROC / "self" / "status").get("RssAnon:", 0) * 1024
 
 
+def data_bytes() -> int:
+    """What counts towards this process's RLIMIT_DATA; 0 where that cannot be told."""
+    return _sizes(PROC / "self" / "status").get("VmData:", 0) * 1024
+
+
 def room() -> int | None:
     """Bytes that this process, and those beside it, may take yet; None where that cannot be told.
 

@@ -8,11 +8,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from bundle import device
+from service.differences import Differences
 from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
 ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
 LOGIT_ERRORS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+LOGIT_DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 
 class Metrics:
@@ -24,6 +26,12 @@ class Metrics:
             "factorlens_requests_total",
             "Requests answered; model is - where none of that name is here",
             ("endpoint", "model", "status"),
+            registry=self.registry,
+        )
+        self.version_requests = Counter(
+            "factorlens_version_requests_total",
+            "Requests for scores that a version answered, or refused",
+            ("model", "version", "status"),
             registry=self.registry,
         )
         self.request_seconds = Histogram(
@@ -102,6 +110,12 @@ class Metrics:
             ("model",),
             registry=self.registry,
         )
+        self.replays = Counter(
+            "factorlens_golden_replays_total",
+            "Replays of a version's golden rows, one a minute; outcome is same, differs or failed",
+            ("model", "outcome"),
+            registry=self.registry,
+        )
         self.candidate_sets = Gauge("factorlens_candidate_sets", "Candidate sets that are kept", registry=self.registry)
         self.candidate_set_bytes = Gauge(
             "factorlens_candidate_set_bytes",
@@ -116,6 +130,18 @@ class Metrics:
         )
         for stage in ("head", "body", "answer"):
             self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
+        self.shadow = Counter(
+            "factorlens_shadow_total",
+            "Requests for a shadow to score once more; outcome is scored, dropped, refused or failed",
+            ("model", "outcome"),
+            registry=self.registry,
+        )
+        self.shadow_difference = Differences(
+            "factorlens_shadow_difference",
+            "Distance between the logits of the shadow and of the stable version, of every row",
+            buckets=LOGIT_DIFFERENCES,
+        )
+        self.registry.register(self.shadow_difference)
         self.workers = Gauge("factorlens_workers", "Processes that answer requests", registry=self.registry)
         self._memory = DeviceMemory()
         self.registry.register(self._memory)
@@ -124,7 +150,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.refusals: dict[tuple[str, str], Counter] = {}
-        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._answered: dict[tuple[str, str, int | None, int], tuple[Histogram, list[Counter]]] = {}
 
     def on_gpu(self, number: int) -> None:
         """From now on the metrics tell of the memory of that GPU."""
@@ -140,14 +166,17 @@ class Metrics:
     def dropped(self, model: str, reason: str, rows: int) -> None:
         self.dropped_rows.labels(model, reason).inc(rows)
 
-    def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
+    def answered(self, endpoint: str, model: str, status: int, seconds: float, *, version: int | None) -> None:
         """Count one request. A label is looked up once: it costs more than to count."""
-        key = endpoint, model, status
+        key = endpoint, model, version, status
         if key not in self._answered:
-            counter = self.requests.labels(endpoint, model, str(status))
-            self._answered[key] = counter, self.request_seconds.labels(endpoint, model)
-        counter, histogram = self._answered[key]
-        counter.inc()
+            counters = [self.requests.labels(endpoint, model, str(status))]
+            if version is not None:
+                counters.append(self.version_requests.labels(model, str(version), str(status)))
+            self._answered[key] = self.request_seconds.labels(endpoint, model), counters
+        histogram, counters = self._answered[key]
+        for counter in counters:
+            counter.inc()
         histogram.observe(seconds)
 
 

@@ -8,6 +8,7 @@ refused stays so, over restarts, too, until its manifest is another one or a rel
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -42,6 +43,7 @@ class Planner:
         self.inventory: Inventory = {}
         self.last_good: dict[str, Version] = dict(self._before.last_good)
         self._trying = asyncio.Lock()
+        self._asked = asyncio.Event()
 
     async def start(self) -> Inventory:
         """What to load at the start. Raises OSError where the folder cannot be read."""
@@ -74,10 +76,16 @@ class Planner:
             self._complain(wish, tried)
 
     async def watch(self, everywhere: Everywhere) -> None:
-        """Look as often as the setting `watch` says."""
-        while self._settings.watch:
-            await asyncio.sleep(self._settings.watch)
+        """Look as often as the setting `watch` says, and whenever `look_soon` is called."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.watch or None):
+                    await self._asked.wait()
+            self._asked.clear()
             await self.look(everywhere)
+
+    def look_soon(self) -> None:
+        self._asked.set()
 
     async def look(self, everywhere: Everywhere) -> None:
         """Take in what came into the folder, and let go of what left it, of every model."""

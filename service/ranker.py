@@ -1,7 +1,7 @@
 """rank: one context and many candidates in, the best candidates out."""
 
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,6 +19,14 @@ Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]
 
 
+class Scored(NamedTuple):
+    """The logits of candidates, how they were computed, and how many candidates are unknown, by field."""
+
+    path: Path
+    logits: Logits
+    unknown: dict[str, int]
+
+
 def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Reply:
     """The answer to one request, as `messages.RankAnswer` describes it."""
     asked = loaded.decoder.rank(raw, limit=settings.max_candidates)
@@ -27,14 +35,15 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
     given = asked.candidates
     among = sets.find(loaded.manifest.name, given) if isinstance(given, str) else given
     if isinstance(among, Table):
-        path, logits = _logits(loaded, asked.context, among)
+        path, logits, unknown = _scored(loaded, asked.context, among)
     else:
-        path, logits = _logits_of_set(loaded, asked.context, among.of(loaded))
+        path, logits, unknown = _scored_set(loaded, asked.context, among.of(loaded))
     loaded.count_request("rank", len(logits))
     at = best(logits, asked.top_k or settings.top_k)
     scores = loaded.manifest.predictions(logits[at])
     ranked = [{"index": index, "score": score} for index, score in zip(at.tolist(), scores.tolist(), strict=True)]
     said = {**loaded.identity, "ranked": ranked, "path": path}
+    said["unknown"] = [{"field": name, "candidates": unknown[name]} for name in loaded.schema.names if name in unknown]
     if asked.explain is not None:
         candidates = among if isinstance(among, Table) else among.raw(loaded)
         chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
@@ -55,29 +64,34 @@ def best(logits: Logits, count: int) -> NDArray[np.int64]:
     return among[np.argsort(-logits[among], kind="stable")[:count]]
 
 
-def _logits(loaded: Runtime, context: Table, candidates: Table) -> tuple[Path, Logits]:
+def _scored(loaded: Runtime, context: Table, candidates: Table) -> Scored:
     """With the context computed once, where every field is on the side that the schema gives it; else whole rows."""
     ranking = loaded.ranking
     if ranking is not None:
         one, many = _side(context, ranking.of_context), _side(candidates, ranking.of_candidate)
         if one is not None and many is not None:
             rows = ranking.of_candidate.encode(many.columns, many.length)
-            return "split", loaded.rank(_encode_context(ranking.of_context, one), rows)
+            return Scored("split", *loaded.rank(_encode_context(ranking.of_context, one), rows))
     whole = _encode_whole(loaded, context, candidates)
-    loaded.count(whole)
-    return "flat", loaded.logits(whole)
+    return _flat(loaded, whole)
 
 
-def _logits_of_set(loaded: Runtime, context: Table, kept: Encoded) -> tuple[Path, Logits]:
+def _scored_set(loaded: Runtime, context: Table, kept: Encoded) -> Scored:
     """The same of a set: nothing of it is encoded or looked up any more."""
     check_apart(loaded.schema.names, context, kept.fields)
     ranking = loaded.ranking
     one = _side(context, ranking.of_context) if ranking and kept.encoder is ranking.of_candidate else None
     if ranking and one is not None:
-        return "split", loaded.rank(_encode_context(ranking.of_context, one), kept.rows, unknown=kept.unknown)
+        encoded = _encode_context(ranking.of_context, one)
+        return Scored("split", *loaded.rank(encoded, kept.rows, unknown=kept.unknown))
     whole = _encode_set(loaded, context, kept)
-    loaded.count(whole)
-    return "flat", loaded.logits(whole)
+    return _flat(loaded, whole)
+
+
+def _flat(loaded: Runtime, whole: EncodedRows) -> Scored:
+    unknown = loaded.count(whole).sum(axis=0).tolist()
+    found = {name: rows for name, rows in zip(loaded.schema.names, unknown, strict=True) if rows}
+    return Scored("flat", loaded.logits(whole), found)
 
 
 def _side(table: Table, encoder: Encoder) -> Table | None:

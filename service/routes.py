@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service import catalog as models
 from service import exposition
 from service.answers import answered, find, refusals
-from service.body import ARROW
+from service.body import ARROW, PARAMETERS
 from service.catalog import Catalog
 from service.control import Control
 from service.errors import NotReady
@@ -82,7 +82,8 @@ def _describe_verbs(routes: APIRouter) -> None:
                 response_model=None,
                 responses={200: {"model": action.answer, "content": more}, **refusals("4XX", "503")},
                 openapi_extra={
-                    "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more}
+                    "parameters": PARAMETERS,
+                    "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more},
                 },
             )
 

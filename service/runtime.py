@@ -122,11 +122,12 @@ class Runtime:
             self._count_unknown(self.encoder, unknown.sum(axis=0))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> None:
-        """`unknown` [F] are the rows that are unknown in each field of the encoder."""
-        for field, found in zip(encoder.names, unknown.tolist(), strict=True):
-            if found:
-                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found)
+    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> dict[str, int]:
+        """The rows, by field, that are unknown in it; `unknown` [F] has as many for each field of the encoder."""
+        found = {field: rows for field, rows in zip(encoder.names, unknown.tolist(), strict=True) if rows}
+        for field, rows in found.items():
+            self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
+        return found
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -140,9 +141,10 @@ class Runtime:
 
     def score_all(self, requests: Sequence[Request]) -> Scored:
         """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
-        return self.score(self._encoded(requests))
+        return self.score(self.encoded(requests))
 
-    def _encoded(self, requests: Sequence[Request]) -> EncodedRows:
+    def encoded(self, requests: Sequence[Request]) -> EncodedRows:
+        """The rows of several requests, in their order. Raises InputError as `encode`."""
         raw = [request for request in requests if not isinstance(request, EncodedRows)]
         if len(raw) == len(requests):
             return self.encode(joined(raw))
@@ -153,10 +155,18 @@ class Runtime:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
+    def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
+
+        Raises RuntimeRefused where onnxruntime fails.
+        """
+        return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
+
     def rank(
         self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
-        """Count the candidates as `count` does, and give their logits [B], with the one context computed once.
+    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+        """Count the candidates as `count` does, and give their logits [B], with the one context computed once, and how
+        many of them are unknown, by field.
 
         `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
@@ -164,13 +174,13 @@ class Runtime:
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
+        found = self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
         if unknown is None:
             unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
-        self._count_unknown(ranking.of_candidate, unknown)
+        found |= self._count_unknown(ranking.of_candidate, unknown)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, self._candidates_per_run)
-        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))
+        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts])), found
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""

@@ -6,10 +6,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -51,6 +53,18 @@ def _origins(given: object) -> object:
     if not all(ORIGIN.fullmatch(each) for each in origins):
         raise ValueError("expected origins such as https://shop.example or http://localhost:3000, separated by commas")
     return origins
+
+
+def _collector(given: str) -> str:
+    """The address without a slash at its end."""
+    if not re.match(r"https?://[^/]", given):
+        raise ValueError("expected an address such as http://127.0.0.1:4318")
+    exporter = None
+    with suppress(ModuleNotFoundError):
+        exporter = find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    if exporter is None:
+        raise ValueError("the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder")
+    return given.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -188,6 +202,14 @@ class Settings(BaseSettings):
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
         "line at info, any other at debug",
     )
+    server_timing: bool = Field(
+        default=False, description="true says in a header of each answer how long which stage of the request took"
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        default=None,
+        description="the http or https address of an OpenTelemetry collector (OTLP), which then gets a trace of each "
+        "request; needs the packages of the extra otel",
+    )
 
     @property
     def scheme(self) -> str:
@@ -253,8 +275,9 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        nearest = _nearest(unknown[0].partition("=")[0], [_flag(name) for name in Settings.model_fields])
-        raise SettingsRefused(f"{unknown[0]} is no flag{nearest}")
+        name = unknown[0].partition("=")[0]  # a value may be a secret
+        nearest = _nearest(name, [_flag(each) for each in Settings.model_fields])
+        raise SettingsRefused(f"{name} is no flag{nearest}")
     return vars(given)
 
 

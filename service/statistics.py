@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 NANOSECONDS: Final = 1e9
 
@@ -97,6 +97,15 @@ class Statistics:
             }
 
 
+class Spans(NamedTuple):
+    """The seconds of one request's stages, and when the first of them began, as `time.perf_counter` counts."""
+
+    began: float
+    read: float
+    queue: float
+    compute: float
+
+
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
 
@@ -124,14 +133,25 @@ class Stages:
         if kind is not None:
             self._statistics.failed(now - self.started)
             return
-        waited = max(self._scored - self._infer, self.started)
-        read = waited if self._read is None else min(self._read, waited)
+        read, waited = self._ends()
         self._statistics.succeeded(
             encode=read - self.started,
             queue=waited - read,
             infer=self._infer,
             answer=now - self._scored,
         )
+
+    def spans(self) -> Spans | None:
+        """None of a request that was not scored."""
+        if not self._infer:
+            return None
+        read, waited = self._ends()
+        return Spans(self.started, read - self.started, waited - read, self._infer)
+
+    def _ends(self) -> tuple[float, float]:
+        """When its body was read, and when its runs began, together with others'."""
+        waited = max(self._scored - self._infer, self.started)
+        return waited if self._read is None else min(self._read, waited), waited
 
 
 def _of_size(rows: int, run: Spent) -> dict[str, object]:

@@ -21,9 +21,9 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from service import exposition
-from service.channel import Answer, Ask, Begin, Count, Counted, Gather, Gathered
+from service.channel import Answer, Ask, Begin, Gather, Gathered, Inquire, Reported
 from service.child import Child, StartFailed
-from service.control import ChangeModel, Command, Inventory, Key
+from service.control import ChangeModel, Command, Inventory, Key, Report
 from service.errors import ServiceError
 from service.exposition import Family
 from service.planner import Planner
@@ -178,7 +178,9 @@ class Supervisor:
         return code
 
     def _renew(self) -> None:
-        """SIGHUP: every worker reads again what is kept in files. One that does not serve yet has just read them."""
+        """SIGHUP: look at the folder of bundles, and have every worker read again what is kept in other files. One that
+        does not serve yet has just read them."""
+        self._planner.look_soon()
         for child in self._members.values():
             child.signal(Signals.SIGHUP)
 
@@ -198,15 +200,15 @@ class Supervisor:
         seconds = END_SECONDS + self._settings.lame_duck
         await asyncio.gather(*(child.end(self._by, seconds=seconds) for child in self._children))
 
-    def _asked(self, child: Child, message: Ask | Gather | Count) -> None:
+    def _asked(self, child: Child, message: Ask | Gather | Inquire) -> None:
         match message:
             case Ask():
                 self._run(self._carry_out(child, message))
             case Gather():
                 self._run(self._gather(child, message))
-            case Count(at=at):
+            case Inquire(at=at):
                 workers = [self._members[number].worker for number in sorted(self._members)]
-                self._run(child.send(Counted(at, workers)))
+                self._run(child.send(Reported(at, Report(workers, self._planner.last_good))))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -253,9 +255,12 @@ class Supervisor:
             if done:
                 command.settle(self._present)
             agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
-            if agreed:
-                await asyncio.to_thread(self._planner.keep, agreed[0].inventory)
-            others = [(child, "it serves something else") for child in agreed if child.inventory != agreed[0].inventory]
+            best = max(agreed, key=_loaded, default=None)
+            if best:
+                await asyncio.to_thread(self._planner.keep, best.inventory)
+            others = [
+                (each, "it serves something else") for each in agreed if best and each.inventory != best.inventory
+            ]
             for child, failure in [*others, *(failed if done else [])]:
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
                 self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
@@ -264,6 +269,11 @@ class Supervisor:
     async def _gather(self, asker: Child, gather: Gather) -> None:
         measured = await asyncio.gather(*(child.measure(seconds=MEASURE_SECONDS) for child in self._members.values()))
         await asker.send(Gathered(gather.at, exposition.combined([*measured, self._departed])))
+
+
+def _loaded(child: Child) -> int:
+    """How many versions a worker serves: where workers differ, one that could load more is right."""
+    return sum(len(versions.serving) for versions in child.inventory.values())
 
 
 def _longer(pause: float) -> float:

@@ -5,6 +5,7 @@ One line of JSON comes on stdin, and stays open: when it is closed, whoever aske
 this process is ready, and one after each bundle.
 """
 
+import faulthandler
 import os
 import resource
 import sys
@@ -25,9 +26,11 @@ from service.runtime import CANDIDATES_PER_RUN, Runtime
 from service.trials import Order, Ready, Verdict
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
+SLACK = 256 * 2**20  # over what is free: that there is no room is said of what a bundle took, not of where it failed
 
 
 def main() -> None:
+    faulthandler.enable()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     said = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no verdict
@@ -80,7 +83,8 @@ def _limit(order: Order) -> None:
         OOM_SCORE.write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (order.bytes, order.bytes))
+        limit = memory.data_bytes() + order.bytes + SLACK
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     cpu = int(order.seconds * len(order.bundles) * order.threads) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
 

@@ -20,7 +20,7 @@ from service.settings import PREFIX, Settings
 
 SECONDS: Final = 300.0  # that one bundle may take: TensorRT builds engines
 START_SECONDS: Final = 60.0  # that the process may take to start
-SAID_LINES: Final = 40  # of its stderr, that are kept for the log
+SAID_LINES: Final = 100  # of its stderr, that are kept for the log
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,9 @@ async def _round(settings: Settings, candidates: Sequence[Candidate], room: int 
         failed = f"no process could be started to try it: it {ended}"
         return [Verdict(Refused(failed, each.digest, passing=True), "\n".join(said)) for each in candidates]
     if ended:
-        refused = Refused(f"it was tried in a process of its own, which {ended}", candidates[len(verdicts)].digest)
-        verdicts.append(Verdict(refused, "\n".join(said)))
+        reason = f"it was tried in a process of its own, which {ended}"
+        killed = "SIGKILL" in ended  # not by us: memory ran short
+        verdicts.append(Verdict(Refused(reason, candidates[len(verdicts)].digest, passing=killed), "\n".join(said)))
     return verdicts
 
 

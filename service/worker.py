@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from anyio import to_thread
 
@@ -18,29 +18,31 @@ from service.channel import (
     Answer,
     Ask,
     Begin,
-    Count,
-    Counted,
     Do,
     Done,
     Failed,
     Gather,
     Gathered,
+    Inquire,
     Link,
     Listen,
     Loaded,
     Measure,
     Measured,
+    Reported,
     Serving,
     ToWorker,
     link,
     receive_begin,
 )
-from service.control import ChangeModel, Command, Member, Worker
+from service.control import ChangeModel, Command, Member, Report
 from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
 from service.settings import Settings
 from service.tls import Tls, TlsRefused
+
+ORPHAN_SECONDS: Final = 1.0  # that a worker may go on without its supervisor
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def _bind(begin: Begin) -> socket.socket:
     listener = socket.socket(socket.AddressFamily(begin.family))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind(tuple(begin.address))
+    # Of its connections, too: those that were closed from here linger for a minute, and would keep out a new start.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return listener
 
 
@@ -107,6 +111,9 @@ class Channel:
     async def run(self) -> None:
         """Nothing: the supervisor does it."""
 
+    def look_soon(self) -> None:
+        """Nothing: the supervisor had the same signal."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))
@@ -128,11 +135,11 @@ class Channel:
         found: Gathered = await answer
         return found.families
 
-    async def workers(self) -> list[Worker]:
+    async def report(self) -> Report:
         at, answer = self._expect()
-        await self._link.send(Count(at))
-        found: Counted = await answer
-        return found.workers
+        await self._link.send(Inquire(at))
+        found: Reported = await answer
+        return found.report
 
     def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         at = next(self._numbers)
@@ -148,13 +155,15 @@ class Channel:
                     self._commands.put_nowait(message)
                 case Measure(at=at):
                     await self._link.send(Measured(at, exposition.families(self._member.registry)))
-                case Answer(at=at) | Gathered(at=at) | Counted(at=at):
+                case Answer(at=at) | Gathered(at=at) | Reported(at=at):
                     answer = self._asked.pop(at)
                     if not answer.done():  # else its client has left
                         answer.set_result(message)
         if not self._is_serving:
             os._exit(1)
-        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered
+        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered, if that takes no time
+        await asyncio.sleep(ORPHAN_SECONDS)
+        os._exit(1)
 
     async def _carry_out_commands(self) -> None:
         while True:

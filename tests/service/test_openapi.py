@@ -43,7 +43,7 @@ def test_every_example_is_answered(client: Client, described: dict[str, Any]) ->
         answer = client.request(method, path.format(**parameters), json=body)
         assert answer.is_success or (path.endswith(":rollback") and answer.status_code == 409), path
         tried += 1
-    assert tried == 39
+    assert tried == 42
 
 
 def test_refusals_are_described_as_problem_documents(described: dict[str, Any]) -> None:
@@ -63,6 +63,7 @@ def test_loads_and_unloads_are_described_where_they_can_be_done(described: dict[
     one, candidates = "/v1/admin/models/{model}", "/v1/models/{model}/candidate-sets/{name}"
     assert changing == {
         ("get", "/v1/admin/status"),
+        *((method, f"{one}/routes") for method in ("get", "put", "delete")),
         *(("post", f"{one}:{action}") for action in ("load", "reload", "unload", "default", "rollback")),
         *(("post", f"/v2/repository/models/{{model}}/{action}") for action in ("load", "unload")),
         *((method, candidates) for method in ("put", "delete")),
