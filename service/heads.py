@@ -5,7 +5,6 @@ the ASGI scope that it became before, and its body, where all of it has come, on
 """
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -14,8 +13,19 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 HEADS: Final = 1024  # that are kept, for all connections
 LONGEST: Final = 2048  # bytes of one
 SHORT_BYTES: Final = 65_536  # to copy a longer body would cost more than a write
-PLAIN: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9a-z]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+USUAL: Final = {  # headers of answers that need no care; uvicorn writes answers with others
+    b"access-control-allow-origin",
+    b"content-length",
+    b"content-type",
+    b"date",
+    b"inference-header-content-length",
+    b"retry-after",
+    b"server-timing",
+    b"x-request-id",
+}
+TEXT: Final = bytes(byte for byte in range(256) if byte == 9 or (byte >= 32 and byte != 127))  # may be in a value
 ODD: Final = {b"expect", b"transfer-encoding", b"upgrade"}
+MEMO: Final = "factorlens.memo"  # of the scope: a dict for what follows from the head alone, the same in all its scopes
 OWN: Final = {"server", "client", "scheme", "headers", "state"}  # of a connection, or of one request
 
 
@@ -47,7 +57,8 @@ class Heads:
         if len(self._known) >= HEADS:
             self._known.clear()
         length = int(lengths[0]) if lengths else 0
-        self._known[raw] = Head(length, headers, {key: scope[key] for key in scope if key not in OWN})
+        shared = {key: scope[key] for key in scope if key not in OWN}
+        self._known[raw] = Head(length, headers, {**shared, MEMO: {}})
 
 
 class Repeated(RequestResponseCycle):
@@ -127,14 +138,15 @@ class Repeated(RequestResponseCycle):
             or self.access_log
         ):
             return None
-        length, lines = -1, []
-        for name, value in (*self.default_headers, *start.get("headers", ())):
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"connection" or name == b"transfer-encoding":
+        fields = [*self.default_headers, *start.get("headers", ())]
+        if (b"content-length", b"%d" % len(body)) not in fields:
+            return None
+        parts: list[bytes] = []
+        for name, value in fields:
+            if name not in USUAL:
                 return None
-            lines.append(b"%b: %b\r\n" % (name, value))
-        head = b"".join(lines)
-        if length != len(body) or not PLAIN.fullmatch(head):
+            parts += name, b": ", value, b"\r\n"
+        head = b"".join(parts)
+        if head.translate(None, TEXT) != b"\r\n" * len(fields):
             return None
         return b"".join((STATUS_LINE[start["status"]], head, b"\r\n", body))
