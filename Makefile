@@ -1,6 +1,7 @@
 # Everything needs only python3 (3.11 or newer) and make; it all happens in .venv.
 PYTHON ?= python3
 PORT   ?= 8000
+REQUESTS ?= 1000000
 BIN    := .venv/bin
 
 .PHONY: demo test faults check serve train lock sbom audit
@@ -13,7 +14,7 @@ test: .venv/installed          ## every test but the slow ones
 	$(BIN)/pytest
 
 faults: .venv/installed        ## kill, starve and spoil for real, for minutes; ends with a table of promises and figures
-	$(BIN)/pytest tests/faults -m slow
+	$(BIN)/pytest tests/faults -m slow --requests $(REQUESTS)
 
 check: .venv/installed         ## linters, types, import rules
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@
 
 from bundle.device import Gpu
 from bundle.encoder import Encoder
-from bundle.errors import BundleError, BundleInvalid, InputError, RuntimeRefused, SchemaError
+from bundle.errors import BundleError, BundleInvalid, BundleUntrusted, InputError, RuntimeRefused, SchemaError
 from bundle.predictor import Predictor, open
 from bundle.rows import Coded, EncodedRows
 from bundle.schema import Categorical, FeatureSchema, Multi, Numeric
@@ -15,6 +15,7 @@ from bundle.schema import Categorical, FeatureSchema, Multi, Numeric
 __all__ = [
     "BundleError",
     "BundleInvalid",
+    "BundleUntrusted",
     "Categorical",
     "Coded",
     "EncodedRows",

@@ -4,6 +4,7 @@ BundleError
 ├── SchemaError        a field specification that contradicts itself
 ├── InputError         a value, row or column the encoder refuses
 ├── BundleInvalid      a bundle on disk that is not whole, or not what its manifest says
+│   └── BundleUntrusted    one that no trusted key has signed
 └── RuntimeRefused     onnxruntime, or the device asked for, cannot run here
 """
 
@@ -29,6 +30,10 @@ class BundleInvalid(BundleError):
         super().__init__(f"bundle {str(path)!r}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class BundleUntrusted(BundleInvalid):
+    """A bundle that no trusted key has signed: what is wrong may be the keys."""
 
 
 class InputError(BundleError):

@@ -37,7 +37,7 @@ class Predictor:
         self._tolerance = FOREIGN_TOLERANCE if self.score.chosen != "cpu" else REPLAY_TOLERANCE
         if self.score.chosen != "cpu" and gpu.tf32:
             self._tolerance = TF32_TOLERANCE
-        self._replay()
+        self.replay()
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -66,7 +66,9 @@ class Predictor:
         logits, arrays = self.logits(encoded), self.explanations.run(encoded)
         return explanation.explain(self.bundle, rows, encoded, logits, arrays, top_k=top_k)
 
-    def _replay(self) -> None:
+    def replay(self) -> None:
+        """Raise BundleInvalid where the golden rows do not get the stored answers, because of RuntimeRefused where
+        onnxruntime fails."""
         encoded, golden = self.encoder.rows(self.bundle.golden_rows), self.bundle.golden_answers
         try:
             answers = {"logit": self.logits(encoded), **self.explanations.run(encoded)}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import StringConstraints
 
-from bundle.errors import BundleError, BundleInvalid
+from bundle.errors import BundleError, BundleUntrusted
 from bundle.schema import Strict
 
 SIGNATURE: Final = "signature.json"
@@ -51,24 +51,24 @@ def _keys_of(given: str) -> list[str]:
 
 
 def refuse_untrusted(path: Path, manifest: bytes, trusted: frozenset[str]) -> None:
-    """BundleInvalid unless one of the trusted keys signed this manifest.json of the bundle in `path`."""
+    """BundleUntrusted unless one of the trusted keys signed this manifest.json of the bundle in `path`."""
     file = path / SIGNATURE
     if not file.exists():
-        raise BundleInvalid(path, "it is not signed, and only bundles signed with a trusted key are accepted")
+        raise BundleUntrusted(path, "it is not signed, and only bundles signed with a trusted key are accepted")
     try:
         if file.stat().st_size > SIGNATURE_BYTES:
             raise ValueError
         found = Signature.model_validate_json(file.read_bytes())
     except ValueError:  # pydantic's are of this kind, too
-        raise BundleInvalid(path, f"{SIGNATURE} does not hold a key and a signature in hexadecimal") from None
+        raise BundleUntrusted(path, f"{SIGNATURE} does not hold a key and a signature in hexadecimal") from None
     if found.key not in trusted:
-        raise BundleInvalid(path, f"it is signed with the key {found.key}, which is not trusted")
+        raise BundleUntrusted(path, f"it is signed with the key {found.key}, which is not trusted")
     ed25519, invalid = _ed25519()
     try:
         key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(found.key))
         key.verify(bytes.fromhex(found.signature), manifest)
     except (invalid, ValueError):
-        raise BundleInvalid(path, f"{SIGNATURE} is not the signature of this manifest.json") from None
+        raise BundleUntrusted(path, f"{SIGNATURE} is not the signature of this manifest.json") from None
 
 
 def sign(manifest: bytes, secret: str) -> Signature:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from bundle import checks, vocabulary
+from bundle.drift import ScoreBins
 from bundle.encoder import Encoder
 from bundle.errors import BundleError, BundleInvalid
+from bundle.locks import held
 from bundle.manifest import File, Manifest
 from bundle.schema import FeatureSchema
 from bundle.signature import SIGNATURE, refuse_untrusted
 from bundle.vocabulary import Vocabulary
 
+STAGING = ".staging-"
 MANIFEST, SCHEMA, VOCABULARY = "manifest.json", "schema.json", "vocabulary.npz"
 GOLDEN_ROWS, GOLDEN_ANSWERS, REPORT, WEIGHTS = "golden.json", "golden.npz", "report.json", "weights.bin"
 
@@ -57,6 +60,11 @@ class Bundle:
     def report(self) -> dict[str, Any]:
         return TypeAdapter(dict[str, Any]).validate_json((self.path / REPORT).read_bytes())
 
+    @cached_property
+    def score_bins(self) -> ScoreBins | None:
+        """How the scores of the validation rows were spread; older bundles, small ones and rankings do not say."""
+        return ScoreBins.model_validate(self.report["scores"]) if "scores" in self.report else None
+
 
 def versions(root: Path, name: str) -> list[int]:
     """The versions of a model under `root`, ascending. Staged and foreign folders do not count."""
@@ -67,15 +75,26 @@ def versions(root: Path, name: str) -> list[int]:
 
 @contextmanager
 def stage(root: Path, name: str) -> Iterator[Path]:
-    """A temporary folder beside the versions of `name`; what is not published when the block ends is deleted."""
+    """A temporary folder beside the versions of `name`; what is not published when the block ends is deleted.
+
+    So are those that killed processes have left there.
+    """
     parent = root / name
     parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".staging-", dir=parent))
+    with held(parent):
+        for left in parent.glob(f"{STAGING}*"):
+            with held(left, wait=False) as is_ours:
+                if is_ours:
+                    shutil.rmtree(left, ignore_errors=True)
+        staged = Path(tempfile.mkdtemp(prefix=STAGING, dir=parent))
+        holding = ExitStack()
+        holding.enter_context(held(staged))
     staged.chmod(0o755)
     try:
         yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        holding.close()
 
 
 def publish(staged: Path, describe: Describe) -> Path:
@@ -137,7 +156,7 @@ def open_verified(path: Path, *, trusted_keys: frozenset[str] = frozenset()) -> 
     bundle = Bundle(path, manifest, digest, schema, vocabularies, encoder)
     _verify_golden(bundle)
     with _blaming(path, REPORT):
-        _ = bundle.report
+        _ = bundle.score_bins
     return bundle
 
 

@@ -21,6 +21,7 @@ from client.answers import (
     Remaining,
     SizeInfo,
     Unknown,
+    UnknownField,
     ValueTerm,
 )
 from client.clients import AsyncClient, Client
@@ -47,6 +48,7 @@ __all__ = [
     "Remaining",
     "SizeInfo",
     "Unknown",
+    "UnknownField",
     "Unreachable",
     "Unreadable",
     "ValueTerm",

@@ -89,11 +89,19 @@ class Ranked(Struct, frozen=True):
     score: float
 
 
+class UnknownField(Struct, frozen=True):
+    """A field whose value the model does not know, and in how many candidates: in all, where it is the context's."""
+
+    field: str
+    candidates: int
+
+
 class RankAnswer(_Answer, frozen=True, kw_only=True):
     """The best candidates, best first; explanations of the first ones where they were asked for."""
 
     ranked: list[Ranked]
     path: Literal["split", "flat"]
+    unknown: list[UnknownField]
     explanations: list[Explanation] | None = None
 
 

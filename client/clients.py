@@ -26,8 +26,8 @@ class Client:
 
     A try may be silent for `timeout` seconds. A call that meets a busy service or a broken connection is tried again
     until `deadline` seconds are over. Bodies of more than `gzip_over` bytes are compressed. `transport` is httpx's,
-    for proxies, certificates and tests. `rows` are a list of {field: value}, or one {field: [values]}; NaN is missing.
-    Every method raises ClientError: Refused, Unreachable or Unreadable.
+    for proxies, certificates and tests; `key` is an API key of the service. `rows` are a list of {field: value}, or one
+    {field: [values]}; NaN is missing. Every method raises ClientError: Refused, Unreachable or Unreadable.
     """
 
     def __init__(
@@ -38,9 +38,10 @@ class Client:
         deadline: float = DEADLINE,
         gzip_over: int = GZIP_OVER,
         transport: httpx.BaseTransport | None = None,
+        key: str | None = None,
     ) -> None:
         self._policy = Policy(timeout, deadline, gzip_over)
-        self._http = httpx.Client(base_url=url, transport=transport)
+        self._http = httpx.Client(base_url=url, transport=transport, headers=_authorized(key))
 
     def predict(self, model: str, rows: Rows, *, logits: bool = False, version: int | None = None) -> PredictAnswer:
         """A prediction for every row."""
@@ -129,9 +130,10 @@ class AsyncClient:
         deadline: float = DEADLINE,
         gzip_over: int = GZIP_OVER,
         transport: httpx.AsyncBaseTransport | None = None,
+        key: str | None = None,
     ) -> None:
         self._policy = Policy(timeout, deadline, gzip_over)
-        self._http = httpx.AsyncClient(base_url=url, transport=transport)
+        self._http = httpx.AsyncClient(base_url=url, transport=transport, headers=_authorized(key))
 
     async def predict(
         self, model: str, rows: Rows, *, logits: bool = False, version: int | None = None
@@ -213,3 +215,7 @@ class AsyncClient:
             return error
         except httpx.RequestError as error:
             raise Unreadable(f"the answer cannot be read: {error}") from None
+
+
+def _authorized(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"authorization": f"Bearer {key}"}

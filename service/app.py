@@ -1,8 +1,10 @@
 """The composition root: settings in, an ASGI app out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
+from anyio import create_task_group
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,27 +12,47 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bundle import InputError
-from service import candidate_routes, errors, oip, openapi, repository, routes, unrouted
+from service import (
+    admin_routes,
+    candidate_routes,
+    errors,
+    guard,
+    oip,
+    openapi,
+    repository,
+    routes,
+    traffic_routes,
+    unrouted,
+)
+from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Alone, ChangeModel, Command, Control, DropSet, Member, PutSet
+from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
+from service.replays import Replays
+from service.server import Hooks
 from service.settings import Settings
+from service.shadow import Shadow
+
+if TYPE_CHECKING:
+    from service.traces import Tracer
 
 
 class Service(FastAPI):
     """FastAPI, and before it the verbs: it describes them, but never sees a request for one."""
 
     verbs: ASGIApp
-    leave: Callable[[], None]  # to be ready no more
+    hooks: Hooks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_verb(scope):
             await self.verbs(scope, receive, send)
         else:
+            if "\n" in scope.get("path", ""):  # Starlette's routes end in `$`, which lets one pass
+                scope["path"] = scope["path"].replace("\n", "%0A")
             await super().__call__(scope, receive, send)
 
 
@@ -39,9 +61,12 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
 
     `control` leads to the other processes that answer with this one; without it there are none.
     """
-    control, metrics = control or Alone(), Metrics()
+    control, metrics, keys = control or Alone(settings), Metrics(), guard.keys_of(settings)
     catalog = Catalog(settings, metrics)
-    sets = CandidateSets(catalog, settings, metrics)
+    sets, shadow = CandidateSets(catalog, settings, metrics), Shadow(settings, metrics)
+    tracer = _tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    catalog.prepare = sets.prepare
+    replays = Replays(catalog, control, metrics)
 
     def apply(command: Command) -> None:
         match command:
@@ -49,14 +74,31 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                 sets.put(command)
             case DropSet():
                 sets.drop(command)
-            case ChangeModel():
+            case Serve():
                 catalog.apply(command)
+            case SetRoutes():
+                catalog.route(command)
+
+    def load(inventory: Inventory) -> None:
+        keys.load()
+        catalog.load(inventory)
+
+    def renew() -> None:
+        keys.renew()
+        control.look_soon()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await control.join(Member(catalog.load, apply, catalog.inventory, metrics.registry))
+        await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
-        yield
+        async with create_task_group() as tasks:
+            tasks.start_soon(control.run)
+            tasks.start_soon(replays.run)
+            yield
+            tasks.cancel_scope.cancel()
+        shadow.close()
+        if tracer:
+            tracer.close()
 
     app = Service(
         title="factorlens",
@@ -64,20 +106,36 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         version="v1",
         lifespan=lifespan,
         redoc_url=None,
+        openapi_url=None if settings.docs == "off" else "/openapi.json",
         redirect_slashes=False,
     )
-    app.include_router(routes.router(catalog, control))
+    app.include_router(routes.router(catalog, control, metrics=settings.metrics != "off"))
     app.include_router(candidate_routes.router(catalog, sets, settings, control))
+    app.include_router(traffic_routes.router(catalog, settings, control))
     app.include_router(oip.router(catalog, settings))
+    app.include_router(admin_routes.router(catalog, settings, control))
     app.include_router(repository.router(catalog, settings, control))
-    app.add_middleware(Recorder, metrics=metrics)
-    app.verbs = Recorder(Front(catalog, sets, settings), metrics)
-    app.leave = catalog.leave
+    app.add_middleware(guard.shielded, settings=settings, keys=keys)
+    app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
+    front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
+    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
+    app.hooks = Hooks(
+        leave=catalog.leave,
+        renew=renew,
+        late=lambda stage: metrics.slow_clients.labels(stage).inc(),
+        has_failed=lambda: bool(catalog.failures),
+    )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, unrouted.refuse)
     app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
     return app
+
+
+def _tracer(endpoint: str) -> "Tracer":
+    from service.traces import Tracer, exporter  # packages of an extra, and not light
+
+    return Tracer(exporter(endpoint))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ takes what has gathered meanwhile.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,8 @@ class Batcher(Generic[T]):
     """Gathers requests for one version, of at most `rows` rows for a run. To be called on the event loop only.
 
     `run` scores the rows of several requests, in their order. `seconds` is what it is expected to take before any run
-    has been timed by `clock`. With `waits`, a run waits for a device, and never happens on the event loop.
+    has been timed by `clock`. With `waits`, a run waits for a device, and never happens on the event loop. `dropped` is
+    told of rows that were never scored, and why: "deadline", or "gone" with whoever asked for them.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Batcher(Generic[T]):
         seconds: float,
         clock: Callable[[], float],
         waits: bool = False,
+        dropped: Callable[[str, int], None] = lambda reason, rows: None,
     ) -> None:
-        self.rows, self._waits = rows, waits
+        self.rows, self._waits, self._dropped = rows, waits, dropped
         self._run, self._seconds, self._clock = run, seconds, clock
         self._runner = ThreadPoolExecutor(1, "batches")  # its thread starts with the first long run
         self._queue: deque[_Entry[T]] = deque()
@@ -68,11 +71,11 @@ class Batcher(Generic[T]):
         """Whether runs are short enough for the event loop."""
         return not self._waits and self._seconds <= SHORT_SECONDS
 
-    def submit(self, request: T, *, rows: int, patience: float) -> asyncio.Future[Scored]:
+    def submit(self, request: T, *, rows: int, due: float) -> asyncio.Future[Scored]:
         """The scores of a request of at most `self.rows` rows. The future raises what the run raised, or Overdue where
-        the run could not start within `patience` seconds. Cancel it, and the rows are not scored."""
+        the run could not start by `due`, of time.perf_counter. Cancel it, and the rows are not scored."""
         loop = asyncio.get_running_loop()
-        entry = _Entry(request, rows, loop.create_future(), loop.time() + patience)
+        entry = _Entry(request, rows, loop.create_future(), due)
         self._queue.append(entry)
         self._schedule(loop)
         return entry.future
@@ -83,7 +86,7 @@ class Batcher(Generic[T]):
             loop.call_soon(self._start, loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        entries = self._take(loop.time())
+        entries = self._take(time.perf_counter())
         if not entries:
             self._finish(loop, [], [])
             return
@@ -100,8 +103,10 @@ class Batcher(Generic[T]):
         while self._queue and self._queue[0].rows <= free:
             entry = self._queue.popleft()
             if entry.future.done():
+                self._dropped("gone", entry.rows)
                 continue
             if entry.due < now:
+                self._dropped("deadline", entry.rows)
                 entry.future.set_exception(Overdue("the request waited too long for its turn"))
                 continue
             taken.append(entry)

@@ -1,27 +1,49 @@
 """The body of a request, as it comes from an ASGI server: how long it may be, and how it may be compressed."""
 
 import zlib
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable
+from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, HeaderRefused
 
 GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 ARROW: Final = b"application/vnd.apache.arrow.stream"
+LONGEST_TIMEOUT_MS: Final = 60_000
+PRIORITIES: Final = {b"low": 0.5, b"normal": 1.0, b"high": 1.5}  # that share of what may be waited for
+PARAMETERS: Final[list[dict[str, Any]]] = [  # of a request for scores, for the OpenAPI document
+    {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "description": "Milliseconds from the head of the request in which it has to be at work",
+        "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+    },
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "description": "Under overload, low is turned away first and high last",
+        "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
+    },
+]
 CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
 
 
 class Announced(NamedTuple):
     """What the head of a request says of its body: its length, its compression as zlib knows it (0: none), the length
-    of the JSON where tensors stand behind it, whether it is an Arrow stream, and whether the answer may be one."""
+    of the JSON where tensors stand behind it, whether it is an Arrow stream, and whether the answer may be one.
+
+    `timeout` is the seconds in which the request has to be at work (0: as the setting says), `priority` one of
+    PRIORITIES.
+    """
 
     length: int
     coding: int
     header_length: int | None
     arrow: bool
     accepts_arrow: bool
+    timeout: float
+    priority: float
 
 
 async def read(scope: Scope, receive: Receive, *, limit: int) -> bytes:
@@ -32,8 +54,8 @@ async def read(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
 
 def announced(scope: Scope) -> Announced:
-    """Raises BodyEncoded for an encoding that is not known here."""
-    length, coding, header_length = 0, 0, None
+    """Raises BodyEncoded for an encoding that is not known here, and HeaderRefused."""
+    length, coding, header_length, timeout, priority = 0, 0, None, 0.0, 1.0
     arrow = accepts_arrow = False
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
@@ -50,7 +72,20 @@ def announced(scope: Scope) -> Announced:
             if not value.isdigit():
                 raise BodyUnreadable("Inference-Header-Content-Length is no number of bytes")
             header_length = int(value[:20])
-    return Announced(length, coding, header_length, arrow, accepts_arrow)
+        elif name == b"x-request-timeout-ms":
+            timeout = _timeout(value)
+        elif name == b"x-request-priority":
+            if value not in PRIORITIES:
+                raise HeaderRefused("X-Request-Priority: expected low, normal or high")
+            priority = PRIORITIES[value]
+    return Announced(length, coding, header_length, arrow, accepts_arrow, timeout, priority)
+
+
+def _timeout(value: bytes) -> float:
+    """Seconds."""
+    if not (value.isdigit() and len(value) <= 5 and 1 <= int(value) <= LONGEST_TIMEOUT_MS):
+        raise HeaderRefused(f"X-Request-Timeout-Ms: expected an integer from 1 to {LONGEST_TIMEOUT_MS}")
+    return int(value) / 1000
 
 
 async def received(receive: Receive, length: int, *, limit: int) -> bytes:

@@ -70,6 +70,7 @@ def router(catalog: Catalog, sets: CandidateSets, settings: Settings, control: C
             response_model=None,
             responses=responses,
             openapi_extra=extra,
+            include_in_schema=method == "GET" or settings.admin,
         )
     return routes
 

@@ -1,5 +1,5 @@
 """Candidate sets: candidates that rankings of one model ask for by name. Each is kept as the body it came in, and as
-rows that are encoded once for every version of the model.
+rows that are encoded once for every version of the model, before the version serves.
 """
 
 from collections.abc import Mapping
@@ -69,6 +69,13 @@ class CandidateSet:
         except (InputError, BodyRefused) as error:
             return error.with_traceback(None)
 
+    @property
+    def bytes(self) -> int:
+        """What the set takes, or was expected to take for as many versions as may be loaded, if that is more."""
+        with self._encoding:
+            encoded = sum(each.bytes for each in self._encoded.values() if isinstance(each, Encoded))
+        return max(self.put.cost, len(self.put.body) + encoded)
+
     def raw(self, loaded: Runtime) -> Table:
         """The candidates as they were put."""
         return loaded.decoder.candidates(self.put.body, limit=self._limit)
@@ -80,27 +87,36 @@ class CandidateSets:
     def __init__(self, catalog: Catalog, settings: Settings, metrics: Metrics) -> None:
         self._catalog, self._settings, self._metrics = catalog, settings, metrics
         self._sets: Mapping[tuple[str, str], CandidateSet] = {}
+        metrics.candidate_set_bytes.set_function(lambda: sum(known.bytes for known in self._sets.values()))
 
     def command(self, model: str, name: str, body: bytes) -> PutSet:
         """The command that puts this body. Raises what a ranking with the same candidates would."""
         loaded = self._catalog.find(model).version(None)
         encoded = encode(loaded, loaded.decoder.candidates(body, limit=self._settings.max_candidates))
         cost = len(body) + self._settings.versions * encoded.bytes
+        self._refuse_full(cost, [known.bytes for key, known in self._sets.items() if key != (model, name)])
         return PutSet(model, name, body, len(encoded.rows.ids), encoded.fields, cost)
 
     def put(self, put: PutSet) -> None:
-        """Keep a set, in the place of one of its name. Raises SetsFull, and then keeps what was."""
+        """Keep a set, in the place of one of its name. Raises SetsFull, and then keeps what was.
+
+        Only what every process counts alike decides, whenever it came to know the sets.
+        """
         others = {key: known for key, known in self._sets.items() if key != put.key}
         if len(others) >= self._settings.max_candidate_sets:
             raise SetsFull(f"{self._settings.max_candidate_sets} candidate sets may be kept: delete one")
-        free = self._settings.max_candidate_set_bytes - sum(known.put.cost for known in others.values())
-        if put.cost > free:
-            raise SetsFull(f"the candidate set takes {put.cost} bytes, and {free} are free: delete another one")
+        self._refuse_full(put.cost, [known.put.cost for known in others.values()])
         added = CandidateSet(put, limit=self._settings.max_candidates)
         for loaded in self._versions(put.model):
             with suppress(InputError, BodyRefused):
                 added.of(loaded)
         self._replace({**others, put.key: added})
+
+    def prepare(self, loaded: Runtime) -> None:
+        """Encode the sets of a model for a version that is about to serve, so that no ranking waits for it."""
+        for known in [known for (model, _), known in self._sets.items() if model == loaded.manifest.name]:
+            with suppress(InputError, BodyRefused):
+                known.of(loaded)
 
     def drop(self, drop: DropSet) -> None:
         """Raises NotFound where there is no such set."""
@@ -131,9 +147,14 @@ class CandidateSets:
             name=name,
             candidates=known.put.candidates,
             fields=list(known.put.fields),
-            bytes=known.put.cost,
+            bytes=known.bytes,
             rejected=rejected,
         )
+
+    def _refuse_full(self, cost: int, others: list[int]) -> None:
+        free = self._settings.max_candidate_set_bytes - sum(others)
+        if cost > free:
+            raise SetsFull(f"the candidate set takes {cost} bytes, and {free} are free: delete another one")
 
     def _names(self, model: str) -> list[str]:
         return sorted(name for owner, name in self._sets if owner == model)
@@ -144,7 +165,6 @@ class CandidateSets:
     def _replace(self, sets: Mapping[tuple[str, str], CandidateSet]) -> None:
         self._sets = sets
         self._metrics.candidate_sets.set(len(sets))
-        self._metrics.candidate_set_bytes.set(sum(known.put.cost for known in sets.values()))
 
 
 def encode(loaded: Runtime, table: Table) -> Encoded:

@@ -1,24 +1,26 @@
 """The bundles in a folder: find, load, hold, swap. A broken version is kept with its reason and never served."""
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
-from bundle import BundleError, BundleInvalid, Categorical, Multi, Numeric, RuntimeRefused, store
-from bundle.manifest import NAME_PATTERN, RESERVED_NAMES
+from msgspec import structs
+
+from bundle import BundleError, BundleInvalid, BundleUntrusted, Categorical, Multi, Numeric, RuntimeRefused
+from bundle.device import Provider
 from bundle.schema import FittedField
-from service import runtime
-from service.control import ChangeModel, Inventory, Versions
+from service import folder, runtime
+from service.control import Inventory, Refused, Routes, Serve, SetRoutes, Versions
 from service.errors import NotFound, NotReady
 from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
+from service.traffic import ROUTE_NAMES, RouteName, Traffic, check_routes, passed_over, resolve
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +31,44 @@ class Model:
 
     name: str
     serving: dict[str, Runtime] = field(default_factory=dict)
-    rejected: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, Refused] = field(default_factory=dict)
     unloaded: bool = False
+    routes: Routes = field(default_factory=Routes)
 
-    def version(self, version: str | None) -> Runtime:
-        """The version asked for, or the highest good one. Raises NotReady or NotFound with what is there."""
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What the routes come to; to be asked for once all versions are there."""
+        return resolve(self.name, self.routes, self.serving)
+
+    def version(self, version: str | None, key: bytes | None = None) -> Runtime:
+        """The version asked for, by number or by the name of a route, or else the stable one, or the canary where the
+        key of a request is among those it answers. Raises NotReady or NotFound with what is there."""
         if self.unloaded:
             raise NotReady(f"{self.name} is unloaded")
         if not self.serving:
             raise NotReady(f"no version of {self.name} can serve: {self.reasons}")
-        if version is None:
-            return next(iter(self.serving.values()))
+        if version is None and (loaded := self.traffic.of(key)):
+            return loaded
         if version in self.serving:
             return self.serving[version]
+        if version in ROUTE_NAMES:
+            return self._named(version)
         if version in self.rejected:
-            raise NotReady(f"version {version} of {self.name} was refused: {self.rejected[version]}")
+            raise NotReady(f"version {version} of {self.name} was refused: {self.rejected[version].reason}")
         raise NotFound(f"{self.name} has the versions {', '.join(self.serving)}")
+
+    def _named(self, route: RouteName) -> Runtime:
+        loaded: Runtime | None = getattr(self.traffic, route)
+        if loaded is not None:
+            return loaded
+        version: int | None = getattr(self.routes, route)
+        if version is None:
+            raise NotFound(f"{self.name} has no {route}; it has the versions {', '.join(self.serving)}")
+        raise NotReady(f"the {route} of {self.name}, version {version}, does not serve")
 
     @property
     def reasons(self) -> str:
-        return "; ".join(f"version {version}: {reason}" for version, reason in self.rejected.items())
+        return "; ".join(f"version {version}: {refused.reason}" for version, refused in self.rejected.items())
 
 
 class Catalog:
@@ -61,44 +81,46 @@ class Catalog:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self.models: Mapping[str, Model] = {}
+        self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
         self._is_leaving = False
 
-    def load(self, inventory: Inventory | None = None) -> None:
-        """Load the newest good versions of every model, or else exactly what serves in an inventory.
-
-        What cannot be loaded is refused, logged and kept apart.
-        """
-        for name in _names(self._settings.bundles) if inventory is None else inventory:
-            self._put(self._load_model(name, {}, inventory[name] if inventory else None))
+    def load(self, inventory: Inventory) -> None:
+        """Load what an inventory names. What cannot be loaded is refused, logged and kept apart."""
+        for name, versions in inventory.items():
+            self._put(self._load_model(name, versions, {}))
         self._metrics.ready.set(not self.missing)
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
 
-    def apply(self, command: ChangeModel) -> None:
+    def apply(self, command: Serve) -> None:
         """Carry out a command, however long it takes, one at a time.
 
-        Raises NotFound where there is no such model, and NotReady where its highest version was refused. Lower ones
-        serve all the same; where none could be loaded, what served before goes on.
+        Raises NotReady where none of its versions can be loaded, and something served before: that goes on.
         """
         with self._change:
-            if command.action == "unload":
-                self._put(Model(self.find(command.model).name, unloaded=True))
-                return
-            if command.model not in _names(self._settings.bundles):
-                raise NotFound("there is no bundle of that name in the folder")
             known = self.models.get(command.model, Model(command.model))
-            model = self._load_model(known.name, {} if command.action == "reload" else known.serving)
-            newest = max({**model.serving, **model.rejected}, key=int, default=None)
-            if newest is None:
-                raise NotFound("there is no bundle of that name in the folder")
-            refused = model.rejected.get(newest)
-            if known.serving and not model.serving:
+            model = self._load_model(known.name, command.versions, {} if command.anew else known.serving)
+            newest = next((version for version in command.versions.serving if not model.serving), None)
+            refused = model.rejected.get(newest) if newest and known.serving else None
+            if refused:
                 others = {version: why for version, why in model.rejected.items() if version not in known.serving}
-                model = Model(known.name, known.serving, others)
+                model = replace(model, serving=known.serving, rejected=others)
             self._put(model)
-        if refused is not None:
-            raise NotReady(f"version {newest} of {model.name} was refused: {refused}")
+        if refused:
+            raise NotReady(f"version {newest} of {model.name} was refused: {refused.reason}")
+
+    def route(self, command: SetRoutes) -> None:
+        """Set the routes of a model, and let go of versions that only the ones before had kept.
+
+        Raises NotFound where there is no such model, and Conflict where a version does not serve.
+        """
+        with self._change:
+            model = self.find(command.model)
+            check_routes(model.name, command.routes, model.serving, model.rejected)
+            versions = structs.replace(self.inventory()[model.name], routes=command.routes)
+            self._put(self._load_model(model.name, versions, model.serving))
+        log.info("routes", extra={"facts": {"model": model.name, **structs.asdict(command.routes)}})
 
     def leave(self) -> None:
         """Be ready no more, but go on serving: the process is about to end."""
@@ -107,7 +129,7 @@ class Catalog:
 
     def unknown(self) -> list[str]:
         """The names of models that came into the folder after the last load, and were not loaded."""
-        return [name for name in _names(self._settings.bundles) if name not in self.models]
+        return [name for name in folder.names(self._settings.bundles) if name not in self.models]
 
     def _put(self, model: Model) -> None:
         """Let requests from now on find this, and metrics tell of it."""
@@ -120,11 +142,21 @@ class Catalog:
             self._metrics.model_info.labels(*labels).set(1)
         self._metrics.rejected_bundles.labels(model.name).set(len(model.rejected))
         self._metrics.ready.set(not self.missing)
+        for version in passed_over(model.routes, model.serving):
+            if before is None or version not in passed_over(before.routes, before.serving):
+                stable = model.traffic.stable
+                facts = {"model": model.name, "version": int(version), "stable": stable and stable.manifest.version}
+                log.warning("passed over", extra={"facts": facts})
 
     def inventory(self) -> Inventory:
         """What is loaded, for another process to load the same."""
         return {
-            model.name: Versions([int(version) for version in model.serving], dict(model.rejected), model.unloaded)
+            model.name: Versions(
+                {version: loaded.digest for version, loaded in model.serving.items()},
+                dict(model.rejected),
+                model.unloaded,
+                model.routes,
+            )
             for model in self.models.values()
         }
 
@@ -142,28 +174,35 @@ class Catalog:
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
         idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
-        return "; ".join(f"{model.name} has no version that serves ({model.reasons})" for model in idle)
+        said = [f"{model.name} has no version that serves ({model.reasons})" for model in idle]
+        return "; ".join(said + self.failures)
 
-    def _load_model(self, name: str, serving: Mapping[str, Runtime], known: Versions | None = None) -> Model:
-        """The newest good versions of a model, or those `known` elsewhere; those that are among `serving`, and the same
-        still, are taken over."""
-        if known is None:
-            model, versions = Model(name), store.versions(self._settings.bundles, name)[::-1]
-        else:
-            model, versions = Model(name, rejected=dict(known.rejected), unloaded=known.unloaded), known.serving
-        for version in versions:
-            if len(model.serving) == self._settings.versions:
-                break
-            self._load_version(model, version, serving.get(str(version)))
-        return model
+    @property
+    def failures(self) -> list[str]:
+        """What cannot run any more, though it could when it was loaded: only another process may help."""
+        return [
+            f"version {version} of {model.name} cannot run any more"
+            for model in self.models.values()
+            for version, loaded in model.serving.items()
+            if loaded.has_failed
+        ]
 
-    def _load_version(self, model: Model, version: int, loaded: Runtime | None) -> None:
-        facts: dict[str, object] = {"model": model.name, "version": version}
-        started = time.perf_counter()
-        path = self._settings.bundles / model.name / str(version)
-        if loaded and _is_same(loaded, path):
-            model.serving[str(version)] = loaded
+    def _load_model(self, name: str, versions: Versions, serving: Mapping[str, Runtime]) -> Model:
+        """The first good ones of these versions, and those that the routes name; what is among `serving`, with the same
+        digest, is taken over."""
+        model = Model(name, {}, dict(versions.rejected), versions.unloaded, versions.routes)
+        for version, digest in versions.serving.items():
+            if len(model.serving) < self._settings.versions or int(version) in versions.routes.named:
+                self._load_version(model, version, digest, serving.get(version))
+        return replace(model, serving=dict(sorted(model.serving.items(), key=lambda item: -int(item[0]))))
+
+    def _load_version(self, model: Model, version: str, digest: str, loaded: Runtime | None) -> None:
+        if loaded and loaded.digest == digest:
+            model.serving[version] = loaded
             return
+        facts: dict[str, object] = {"model": model.name, "version": int(version)}
+        started = time.perf_counter()
+        path = self._settings.bundles / model.name / version
         try:
             loaded = runtime.load(
                 path,
@@ -174,13 +213,14 @@ class Catalog:
                 gpu=self._settings.gpu,
                 longest=self._settings.max_value_length,
             )
-            _check_place(loaded, model.name, version)
+            check_place(loaded, path, digest)
+            self.prepare(loaded)
         except Exception as error:  # whatever a bundle does, the versions beside it have to serve
-            model.rejected[str(version)] = _reason(error)
+            model.rejected[version] = refused(error, digest, self._settings.provider)
             unforeseen = not isinstance(error, BundleError)
             log.error("rejected", extra={"facts": facts | {"reason": str(error)}}, exc_info=unforeseen)
             return
-        model.serving[str(version)] = loaded
+        model.serving[version] = loaded
         session = loaded.predictor.score
         facts |= {
             "digest": loaded.digest,
@@ -197,7 +237,7 @@ def describe(model: Model, version: str | None) -> ModelAnswer:
         name=model.name,
         ready=bool(model.serving),
         versions=[int(serving) for serving in model.serving],
-        rejected=[Rejected(version=int(bad), reason=reason) for bad, reason in model.rejected.items()],
+        rejected=[Rejected(version=int(bad), reason=refused.reason) for bad, refused in model.rejected.items()],
     )
     if version is None and not model.serving:
         return known
@@ -233,32 +273,16 @@ def _describe_field(field: FittedField) -> FieldInfo:
     return FieldInfo.model_validate({"name": field.name, "kind": field.kind.kind, "source": field.kind.source, **known})
 
 
-def _names(root: Path) -> Iterator[str]:
-    """Folders that have a version; staged and foreign ones, and reserved names, are no models."""
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-    return (
-        name
-        for name in found
-        if re.fullmatch(NAME_PATTERN, name) and name not in RESERVED_NAMES and store.versions(root, name)
-    )
-
-
-def _reason(error: Exception) -> str:
+def refused(error: Exception, digest: str, provider: Provider) -> Refused:
     """Why a version was refused, for clients to read. What onnxruntime said may hold paths: only the log has it."""
     match error:
-        case (RuntimeRefused() as refused) | BundleInvalid(__cause__=RuntimeRefused() as refused):
-            return str(refused).removesuffix(f": {refused.__cause__}")
+        case (RuntimeRefused() as said) | BundleInvalid(__cause__=RuntimeRefused() as said):
+            machine = said.__cause__ is None or provider in {"cuda", "tensorrt"}
+            return Refused(str(said).removesuffix(f": {said.__cause__}"), digest, passing=machine)
         case BundleInvalid():
-            return error.reason
+            return Refused(error.reason, digest, passing=isinstance(error, BundleUntrusted))
         case _:
-            return "it could not be loaded; the log says why"
-
-
-def _is_same(loaded: Runtime, path: Path) -> bool:
-    try:
-        return sha256((path / store.MANIFEST).read_bytes()).hexdigest() == loaded.digest
-    except OSError:
-        return False
+            return Refused("it could not be loaded; the log says why", digest, passing=True)
 
 
 def _labels(model: Model) -> set[tuple[str, str, str, str]]:
@@ -266,8 +290,10 @@ def _labels(model: Model) -> set[tuple[str, str, str, str]]:
     return {(model.name, version, loaded.digest, loaded.manifest.key) for version, loaded in model.serving.items()}
 
 
-def _check_place(loaded: Runtime, name: str, version: int) -> None:
+def check_place(loaded: Runtime, path: Path, digest: str) -> None:
+    """Raise BundleInvalid where a bundle lies in another model's or version's folder, or is not the one expected."""
     manifest = loaded.manifest
-    if (manifest.name, manifest.version) != (name, version):
-        path = loaded.predictor.bundle.path
+    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleInvalid(path, f"its manifest says that it is {manifest.name} version {manifest.version}")
+    if loaded.digest != digest:
+        raise BundleInvalid(path, "it was replaced while it was loaded")

@@ -9,20 +9,20 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from service.control import Command, Inventory
+from service.control import ChangeModel, Command, Inventory, Report
 from service.exposition import Family
 
 LENGTH: Final = struct.Struct("!I")
 
 
 class Begin(Struct, frozen=True, tag=True):
-    """To a new worker: the settings as JSON, where to listen, and what to load: all there is, or an inventory."""
+    """To a new worker: the settings as JSON, where to listen, and what to load."""
 
     number: int
     settings: bytes
     family: int
     address: list[Any]
-    inventory: Inventory | None
+    inventory: Inventory
 
 
 class Listen(Struct, frozen=True, tag=True):
@@ -44,11 +44,13 @@ class Measure(Struct, frozen=True, tag=True):
 
 
 class Answer(Struct, frozen=True, tag=True):
-    """To the worker that asked: how many workers carried out its command, and how many others did not."""
+    """To the worker that asked: how many workers carried out its command, and how many others did not. `refused` is the
+    name of an error of ours, and its text, where that is the answer."""
 
     at: int
     done: int
     failed: int
+    refused: tuple[str, str] | None = None
 
 
 class Gathered(Struct, frozen=True, tag=True):
@@ -56,6 +58,13 @@ class Gathered(Struct, frozen=True, tag=True):
 
     at: int
     families: list[Family]
+
+
+class Reported(Struct, frozen=True, tag=True):
+    """To the worker that asked: what the supervisor knows."""
+
+    at: int
+    report: Report
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -90,10 +99,10 @@ class Measured(Struct, frozen=True, tag=True):
 
 
 class Ask(Struct, frozen=True, tag=True):
-    """From a worker: have all carry out a command, and Answer."""
+    """From a worker: have all carry out a command, or what a wish leads to, and Answer."""
 
     at: int
-    command: Command
+    command: Command | ChangeModel
 
 
 class Gather(Struct, frozen=True, tag=True):
@@ -102,8 +111,14 @@ class Gather(Struct, frozen=True, tag=True):
     at: int
 
 
-ToWorker = Begin | Listen | Do | Measure | Answer | Gathered
-FromWorker = Loaded | Failed | Serving | Done | Measured | Ask | Gather
+class Inquire(Struct, frozen=True, tag=True):
+    """From a worker: say Reported."""
+
+    at: int
+
+
+ToWorker = Begin | Listen | Do | Measure | Answer | Gathered | Reported
+FromWorker = Loaded | Failed | Serving | Done | Measured | Ask | Gather | Inquire
 
 M = TypeVar("M")
 

@@ -4,11 +4,12 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from signal import Signals
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from service import channel
 from service.channel import (
@@ -19,6 +20,7 @@ from service.channel import (
     Failed,
     FromWorker,
     Gather,
+    Inquire,
     Link,
     Listen,
     Loaded,
@@ -27,9 +29,12 @@ from service.channel import (
     Serving,
     ToWorker,
 )
-from service.control import Command, Inventory
+from service.control import Command, Inventory, Worker
 from service.exposition import Family
+from service.memory import resident_bytes
 from service.settings import PREFIX
+
+AGAIN_SECONDS: Final = 1.0  # for a second question: after the first one this process itself may have been stopped
 
 T = TypeVar("T")
 
@@ -52,10 +57,12 @@ class Child:
         self.measured: list[Family] = []  # the last metrics it said
         self.inventory: Inventory = {}  # and what it serves
         self._process, self._link, self._asked = process, link, asked
+        self._started = time.monotonic()
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._serving: asyncio.Future[None] = loop.create_future()
         self._numbers = count()
+        self._commands = 0  # that it carries out
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._gone: StartFailed | None = None
         self._receiving = asyncio.create_task(self._receive())
@@ -72,9 +79,12 @@ class Child:
         await child.send(begin)
         return child
 
-    async def loaded(self) -> None:
+    async def loaded(self, *, seconds: float) -> None:
         """Return when it has loaded. Raises StartFailed."""
-        await self._loaded
+        try:
+            await asyncio.wait_for(self._loaded, seconds)
+        except TimeoutError:
+            raise StartFailed(f"it did not load within {seconds:g} seconds") from None
 
     async def listen(self, *, seconds: float) -> None:
         """Let it answer requests, and return when it does. Raises StartFailed."""
@@ -87,6 +97,7 @@ class Child:
 
     async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
         """Have it carry out a command; answers why it did not, None where it did."""
+        self._commands += 1
         try:
             async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read
                 at, done = self._expect()
@@ -96,6 +107,8 @@ class Child:
             return f"no answer within {seconds:g} seconds"
         except StartFailed as gone:
             return str(gone)
+        finally:
+            self._commands -= 1
         return failure
 
     async def measure(self, *, seconds: float) -> list[Family]:
@@ -106,6 +119,15 @@ class Child:
                 await self.send(Measure(at))
                 self.measured = await families
         return self.measured
+
+    async def hangs(self, *, seconds: float) -> bool:
+        """Whether it is alive and says nothing for so long. A command that it carries out has a limit of its own."""
+        before = self.measured
+        for limit in (seconds, AGAIN_SECONDS):
+            await self.measure(seconds=limit)
+            if self.measured is not before:
+                return False
+        return self.is_alive and not self._commands
 
     async def send(self, message: ToWorker) -> None:
         await self._link.send(message)
@@ -131,6 +153,11 @@ class Child:
     @property
     def is_alive(self) -> bool:
         return self._gone is None
+
+    @property
+    def worker(self) -> Worker:
+        pid = self._process.pid
+        return Worker(self.number, pid, time.monotonic() - self._started, resident_bytes(pid))
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
@@ -161,7 +188,7 @@ class Child:
                     _settle(self._waiting.pop(at), failure)
                 case Measured(at=at, families=families):
                     _settle(self._waiting.pop(at), families)
-                case Ask() | Gather():
+                case Ask() | Gather() | Inquire():
                     self._asked(self, message)
         self._link.close()
         if reason:
@@ -175,7 +202,7 @@ class Child:
                 waiting.exception()  # nobody has to look
 
 
-Asked = Callable[[Child, Ask | Gather], None]
+Asked = Callable[[Child, Ask | Gather | Inquire], None]
 
 
 def _settle(waiting: asyncio.Future[T], result: T) -> None:

@@ -1,29 +1,78 @@
 """Changes to what is served, as commands: plain data that every worker process carries out before its sender is told.
 
-A Control is how a process takes part. `Alone`, here, is one that has no others; `service.channel` has that of a worker.
+A Control is how a process takes part: `service.alone` has that of one without others, `service.worker` that of others.
 """
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from anyio import to_thread
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
-from service import exposition
 from service.exposition import Family
 
 Key = tuple[str, str]
 
 
-class Versions(Struct, frozen=True):
-    """Of one model: those that serve, highest first, and those that were refused, each with the reason."""
+class Routes(Struct, frozen=True):
+    """Which versions of one model answer what; a version that does not serve (any more) is passed over.
 
-    serving: list[int]
-    rejected: dict[str, str]
+    `stable` answers requests that name no version (None: the highest that serves, other than canary and shadow),
+    but for `canary_percent` of them, by their key, that `canary` answers. `shadow` scores `shadow_percent` of what
+    `stable` has answered once more, for comparison alone.
+    """
+
+    stable: int | None = None
+    canary: int | None = None
+    canary_percent: float = 0.0
+    shadow: int | None = None
+    shadow_percent: float = 100.0
+
+    @property
+    def named(self) -> set[int]:
+        """The versions that stay loaded however many newer ones there are."""
+        return {version for version in (self.stable, self.canary, self.shadow) if version is not None}
+
+    def default(self, serving: Iterable[str]) -> str | None:
+        """Of versions that serve, the one for requests that name none."""
+        versions = sorted(map(int, serving), reverse=True)
+        if self.stable in versions:
+            return str(self.stable)
+        first = next((version for version in versions if version not in {self.canary, self.shadow}), None)
+        return None if not versions else str(versions[0] if first is None else first)
+
+
+class Version(Struct, frozen=True):
+    """A version of a model, by number and by the sha256 of its manifest.json."""
+
+    version: int
+    digest: str
+
+
+class Refused(Struct, frozen=True):
+    """Why a version does not serve: one whose manifest.json has the sha256 `digest` is not tried again.
+
+    A `passing` reason lies in the machine or in the settings, not in the bundle: it holds until the next load or start.
+    """
+
+    reason: str
+    digest: str
+    passing: bool = False
+
+
+class Versions(Struct, frozen=True):
+    """Of one model: those that serve, highest first, each with its digest, those that were refused, and the routes."""
+
+    serving: dict[str, str]
+    rejected: dict[str, Refused]
     unloaded: bool = False
+    routes: Routes = Routes()
+
+    @property
+    def default(self) -> str | None:
+        """The version for requests that name none."""
+        return self.routes.default(self.serving)
 
 
 Inventory = dict[str, Versions]
@@ -69,32 +118,78 @@ class DropSet(Struct, frozen=True, tag=True):
         present.pop(self.key, None)
 
 
-class ChangeModel(Struct, frozen=True, tag=True):
-    """`load` takes in what the model's folder has now, and keeps the versions that serve already; `reload` opens these
-    anew, too; `unload` lets none serve until the next load."""
+class Serve(Struct, frozen=True, tag=True):
+    """Let a model have these versions, of which the first good ones serve, as many as the setting `versions` says.
+
+    Those that serve already, with the same digest, are kept; with `anew` they are opened once more.
+    """
 
     seconds: ClassVar[float] = 600.0
 
-    action: Literal["load", "unload", "reload"]
     model: str
+    versions: Versions
+    anew: bool = False
 
     def settle(self, present: dict[Key, "Command"]) -> None:
         """Nothing: a new process loads the inventory that this led to."""
 
 
-Command = PutSet | DropSet | ChangeModel
+class SetRoutes(Struct, frozen=True, tag=True):
+    """Let these routes be a model's from now on, in place of those it had."""
+
+    seconds: ClassVar[float] = 30.0
+
+    model: str
+    routes: Routes
+
+    def settle(self, present: dict[Key, "Command"]) -> None:
+        """Nothing: the inventory has the routes."""
+
+
+Command = PutSet | DropSet | Serve | SetRoutes
+
+
+class ChangeModel(Struct, frozen=True, tag=True):
+    """A wish, of which `service.planner` makes a command.
+
+    `load` takes in what the model's folder has now, and keeps the versions that serve already; `look` is the same of a
+    program's own accord; `reload` opens these anew, too, and tries those again that were refused; `unload` lets none
+    serve until the next load; `default` lets `version` answer requests that name none, the highest one where it is
+    None; `rollback` refuses the default version, so that the one before it answers; `quarantine` refuses `version`,
+    with the `reason`.
+    """
+
+    action: Literal["load", "look", "reload", "unload", "default", "rollback", "quarantine"]
+    model: str
+    version: int | None = None
+    reason: str = ""
+
+
+class Worker(Struct, frozen=True):
+    """A process that answers requests, by its number from 0."""
+
+    number: int
+    pid: int
+    uptime_seconds: float
+    memory_bytes: int
+
+
+class Report(Struct, frozen=True):
+    """The processes that answer, and the last version of each model that answered by default."""
+
+    workers: list[Worker]
+    last_good: dict[str, Version]
 
 
 @dataclass(frozen=True)
 class Member:
     """What a process can do for its Control.
 
-    `load` reads the bundles, of which only those that serve elsewhere if an inventory is given. `apply` carries out a
-    command, or raises a ServiceError that every process would raise. Both may take long; no two run at once.
-    `inventory` says what there is after either.
+    `load` reads the bundles of an inventory. `apply` carries out a command, or raises a ServiceError that every process
+    would raise. Both may take long; no two run at once. `inventory` says what there is after either.
     """
 
-    load: Callable[[Inventory | None], None]
+    load: Callable[[Inventory], None]
     apply: Callable[[Command], None]
     inventory: Callable[[], Inventory]
     registry: CollectorRegistry
@@ -104,8 +199,14 @@ class Control(Protocol):
     async def join(self, member: Member) -> None:
         """Load, and return when this process may answer requests."""
 
-    async def carry_out(self, command: Command) -> None:
-        """Return when every process has carried out a command.
+    async def run(self) -> None:
+        """What is to be done of its own accord, for as long as requests are answered."""
+
+    def look_soon(self) -> None:
+        """Have the folder of bundles looked at: what is new in it is to serve, and what left it is not."""
+
+    async def carry_out(self, command: Command | ChangeModel) -> None:
+        """Return when every process has carried out a command, or what a wish led to.
 
         Raises the ServiceError that all of them answered, or ControlFailed where some could not follow.
         """
@@ -113,20 +214,5 @@ class Control(Protocol):
     async def metrics(self) -> list[Family]:
         """The metrics of all processes together."""
 
-
-class Alone:
-    """The Control of a process without others."""
-
-    def __init__(self) -> None:
-        self._one_by_one = asyncio.Lock()
-
-    async def join(self, member: Member) -> None:
-        self._member = member
-        member.load(None)
-
-    async def carry_out(self, command: Command) -> None:
-        async with self._one_by_one:
-            await to_thread.run_sync(self._member.apply, command)
-
-    async def metrics(self) -> list[Family]:
-        return await to_thread.run_sync(exposition.families, self._member.registry)
+    async def report(self) -> Report:
+        """What no process knows of itself."""

@@ -1,17 +1,26 @@
 """What a request can be refused for, as one tree, and the one table that gives each its HTTP status (RFC 9457).
 
 ServiceError
+├── HeaderRefused      a header that says how to answer has no sense
 ├── BodyUnreadable     the body is not JSON, or not the Arrow stream it is said to be
 ├── BodyEncoded        the body is compressed in a way that is not known here
 ├── BodyUnsupported    the body is an Arrow stream, and none is taken here
 ├── BodyTooLarge       the body has too many bytes
+├── BodyLate           the body took too long to arrive
+├── HeadTooLarge       the headers have too many bytes
+├── AddressTooLong     the address has too many bytes
+├── Malformed          what was sent is no HTTP request
 ├── BodyRefused        the wrong shape: too many rows, an unknown key, a wrong type
-├── Forbidden          what is served may not be changed by this request
+├── Unauthorized       no key, or none that is known here
+├── Forbidden          a key that is not good for this, or a change to what is served that may not be
 ├── NotFound           no such model, or no such version or candidate set of it
 ├── NotReady           the model is known, but no version of it can serve
+├── Conflict           a change that what serves does not allow
 ├── ControlFailed      a change that not every worker has made
 ├── SetsFull           candidate sets beyond the bytes, or the number, there is room for
-└── Overdue            the request has waited too long for its turn
+├── Overloaded         too much waits already
+├── Overdue            the request has waited too long for its turn
+└── RunFailed          onnxruntime, or the device under it, failed
 
 `bundle.InputError` stands beside it: a value the encoder refuses. No text in here ever contains what a client sent.
 """
@@ -61,6 +70,10 @@ class ServiceError(Exception):
     refusals: tuple[Refusal, ...] = ()
 
 
+class HeaderRefused(ServiceError):
+    """A header for the service, such as X-Request-Timeout-Ms, that is none of what it may be."""
+
+
 class BodyUnreadable(ServiceError):
     """The body is not JSON, or not the Arrow stream it is said to be."""
 
@@ -77,6 +90,22 @@ class BodyTooLarge(ServiceError):
     """The body has more bytes than `max_body_bytes`, as it was sent or when it is inflated."""
 
 
+class BodyLate(ServiceError):
+    """The body took longer than `body_timeout` to arrive."""
+
+
+class HeadTooLarge(ServiceError):
+    """The head of a request has more bytes than one may have."""
+
+
+class AddressTooLong(ServiceError):
+    """The address of a request has more bytes than one may have."""
+
+
+class Malformed(ServiceError):
+    """What a client sent is no HTTP request."""
+
+
 class BodyRefused(ServiceError):
     """The body can be read, but is not what the endpoint takes."""
 
@@ -91,8 +120,12 @@ class BodyRefused(ServiceError):
         self.refusals = refusals
 
 
+class Unauthorized(ServiceError):
+    """A request without a key that is known here."""
+
+
 class Forbidden(ServiceError):
-    """A request that would change what is served, and may not."""
+    """A request that its key is not good for, or that would change what is served, and may not."""
 
 
 class NotFound(ServiceError):
@@ -103,6 +136,10 @@ class NotReady(ServiceError):
     """A model whose every version was refused, or a service without models."""
 
 
+class Conflict(ServiceError):
+    """A change that what serves does not allow: no earlier version to go back to."""
+
+
 class ControlFailed(ServiceError):
     """A change that some worker process could not make, or did not in time."""
 
@@ -111,8 +148,20 @@ class SetsFull(ServiceError):
     """A candidate set for which there is no room; none is ever put out for another."""
 
 
+class Overloaded(ServiceError):
+    """A request that was turned away before its body was read; to be sent again after `pause` seconds."""
+
+    def __init__(self, pause: int = 1) -> None:
+        super().__init__("too many requests wait: none of this one was read, send it again later")
+        self.pause = pause
+
+
 class Overdue(ServiceError):
-    """A request that waited longer than `patience` and was not scored."""
+    """A request that was not at work by its deadline, and was not scored."""
+
+
+class RunFailed(ServiceError):
+    """A request that onnxruntime, or the device under it, could not run; no request is to blame for that."""
 
 
 class _Kind(NamedTuple):
@@ -121,24 +170,43 @@ class _Kind(NamedTuple):
 
 
 KINDS: dict[type[Exception], _Kind] = {
+    HeaderRefused: _Kind(HTTPStatus.BAD_REQUEST, "A header cannot be read"),
     BodyUnreadable: _Kind(HTTPStatus.BAD_REQUEST, "The body cannot be read"),
     BodyEncoded: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed in a way that is not known here"),
     BodyUnsupported: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "An Arrow stream is not taken here"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    BodyLate: _Kind(HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly"),
+    HeadTooLarge: _Kind(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large"),
+    AddressTooLong: _Kind(HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long"),
+    Malformed: _Kind(HTTPStatus.BAD_REQUEST, "The request cannot be read"),
     BodyRefused: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The body has the wrong shape"),
     InputError: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "A value cannot be encoded"),
-    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "What is served may not be changed"),
+    Unauthorized: _Kind(HTTPStatus.UNAUTHORIZED, "A key is needed"),
+    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "The request is not allowed"),
     NotFound: _Kind(HTTPStatus.NOT_FOUND, "There is no such model, version or candidate set"),
     NotReady: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    Conflict: _Kind(HTTPStatus.CONFLICT, "What serves does not allow it"),
     ControlFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not every worker could follow"),
     SetsFull: _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "There is no room for this candidate set"),
+    Overloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is overloaded"),
     Overdue: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is behind"),
+    RunFailed: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The model could not be run"),
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
     BodyEncoded: {"accept-encoding": "gzip, deflate, identity"},
     BodyUnsupported: {"accept": "application/json"},
+    Unauthorized: {"www-authenticate": "Bearer"},
     Overdue: {"retry-after": "1"},
+    RunFailed: {"retry-after": "1"},
 }
+
+
+def named(name: str, text: str) -> ServiceError:
+    """An error of ours that came from another process, by the name of its type."""
+    found = next((kind for kind in KINDS if kind.__name__ == name and issubclass(kind, ServiceError)), ServiceError)
+    made = found(text)
+    assert isinstance(made, ServiceError)
+    return made
 
 
 def refused(error: ServiceError | InputError) -> Response:
@@ -188,8 +256,13 @@ class _Refusal(Response):
         status = self._problem.status
         if status == HTTPStatus.UNPROCESSABLE_ENTITY:
             status = HTTPStatus.BAD_REQUEST
-        said = msgspec.json.encode({"error": f"{self._problem.title}: {self._problem.detail}"})
+        said = said_in_oip(self._problem.title, self._problem.detail)
         await Response(said, status, self._own, "application/json")(scope, receive, send)
+
+
+def said_in_oip(title: str, detail: str) -> bytes:
+    """A problem as the Open Inference Protocol says it."""
+    return msgspec.json.encode({"error": f"{title}: {detail}"})
 
 
 def _slug(name: str) -> str:

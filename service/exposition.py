@@ -15,6 +15,7 @@ Labels = dict[str, str]
 
 ADDED: Final = {"counter", "histogram", "summary"}
 ADDED_GAUGES: Final = {
+    "factorlens_queue_rows",
     "factorlens_workers",
     "process_open_fds",
     "process_resident_memory_bytes",

@@ -5,39 +5,41 @@ with others. Whatever takes longer (a long or compressed body, many rows, a rank
 to itself, so that /livez stays quick.
 """
 
-import asyncio
-import os
 import re
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
-from anyio import CapacityLimiter, to_thread
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
 from service import body, errors, infer, scorer
+from service.admission import Gate, turn_away
 from service.batcher import Scored
 from service.body import Announced
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.errors import BodyUnsupported, Overdue, ServiceError
+from service.errors import BodyUnsupported, Overdue, Overloaded, ServiceError
 from service.explainer import explain
 from service.messages import Reply
+from service.metrics import Metrics
 from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
-
-T = TypeVar("T")
+from service.shadow import Shadow
+from service.statistics import Spans
+from service.traffic import request_key
+from service.turns import Turns, unless_gone
 
 ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
 INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
-Act = Callable[[Runtime, bytes, Settings], bytes]
+LONG_WAIT: Final = 0.1  # seconds: whoever waits so long may leave before
+Act = Callable[[Runtime, bytes, Settings], Reply]
 
 
 class Form(NamedTuple):
@@ -60,16 +62,23 @@ def is_verb(scope: Scope) -> bool:
 class Front:
     """Answers the verbs: an ASGI app that stands in a Recorder."""
 
-    def __init__(self, catalog: Catalog, sets: CandidateSets, settings: Settings) -> None:
-        self._catalog, self._settings = catalog, settings
+    def __init__(
+        self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics, shadow: Shadow
+    ) -> None:
+        self._catalog, self._settings, self._shadow = catalog, settings, shadow
         self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
-        threads = os.cpu_count() or 1  # more of them would only take turns
-        self._turns, self._threads = asyncio.Semaphore(threads), CapacityLimiter(threads)
+        self._turns = Turns()
+        self._gate = Gate(settings, metrics, threads=self._turns.threads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            content, headers = await self._answer(scope, receive, **scope["path_params"])
+            content, headers, _ = await self._answer(scope, receive, **scope["path_params"])
+        except Overloaded as error:
+            await turn_away(error, scope, send)
+            return
         except (ServiceError, InputError) as error:
+            if isinstance(error, Overdue):
+                self._gate.overdue(scope["state"]["record"].model)
             await errors.refused(error)(scope, receive, send)
             return
         length = (b"content-length", b"%d" % len(content))
@@ -81,61 +90,79 @@ class Front:
         record.endpoint = verb
         known = self._catalog.find(model)
         record.model = known.name
-        loaded = known.version(version)
-        record.version = loaded.manifest.version
+        traffic = known.traffic
+        loaded = known.version(version, request_key(scope) if traffic.canary_below and version is None else None)
+        record.version, record.digest = loaded.manifest.version, loaded.digest
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
+        is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
+        self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
-        if verb in self._acts:
-            act = self._acts[verb]
-            return Reply(await self._in_thread(lambda: act(loaded, self._inflated(raw, announced), self._settings)))
-        if announced.arrow:
-            return await self._in_thread(
-                lambda: _predict_arrow(
-                    loaded, self._inflated(raw, announced), self._settings, as_arrow=announced.accepts_arrow
-                )
+        form = _form(verb, announced)
+        if version is None and traffic.shadow_below and (other := traffic.shadow_of(loaded, scope)):
+            form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
+        due = record.started + (announced.timeout or self._settings.deadline)
+        if not is_long and len(raw) <= INLINE_BYTES:
+            return await self._score(loaded, raw, verb, form, due, receive, record)
+        if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
+            self._gate.admit(loaded, verb, announced, is_long=True)
+        lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
+        record.received = entered_at
+        rows = pace.rows(len(raw))
+        seconds = lane.enter(pace, len(raw), rows)
+        try:
+            reply = await self._turns.run(
+                lambda: self._act(loaded, raw, verb, announced, form, record), due=due, receive=receive
             )
-        return await self._score(loaded, raw, announced, _form(verb, announced), receive)
-
-    async def _in_thread(self, act: Callable[[], T]) -> T:
-        """Raises Overdue where no thread is free within the setting `patience`."""
-        try:
-            async with asyncio.timeout(self._settings.patience):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Overdue("the request waited too long for its turn") from None
-        try:
-            return await to_thread.run_sync(act, limiter=self._threads)
         finally:
-            self._turns.release()
+            lane.leave(pace, len(raw), rows, seconds, entered_at)
+        pace.learn_rows(len(raw), reply.rows)
+        return reply
 
-    def _inflated(self, raw: bytes, announced: Announced) -> bytes:
-        limit = self._settings.max_body_bytes
-        return body.inflate(raw, announced.coding, limit=limit) if announced.coding else raw
-
-    async def _score(self, loaded: Runtime, raw: bytes, announced: Announced, form: Form, receive: Receive) -> Reply:
-        if announced.coding or len(raw) > INLINE_BYTES:
-            return await self._in_thread(lambda: self._score_alone(loaded, self._inflated(raw, announced), form))
-        with loaded.statistics.request() as stages:
-            request, asked = form.read(loaded, raw, self._settings)
-            stages.read()
-            if count_of(request) > loaded.batcher.rows:
-                scored = await self._in_thread(lambda: loaded.score_all([request]))
+    def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, form: Form, record: Record) -> Reply:
+        """The answer to a request that has a thread to itself."""
+        began = time.perf_counter()
+        if announced.coding:
+            raw = body.inflate(raw, announced.coding, limit=self._settings.max_body_bytes)
+        if verb in self._acts or announced.arrow:
+            if verb in self._acts:
+                reply = self._acts[verb](loaded, raw, self._settings)
             else:
-                waiting = loaded.batcher.submit(request, rows=count_of(request), patience=self._settings.patience)
-                scored = await (waiting if loaded.batcher.inline else _unless_gone(waiting, receive))
-            stages.scored(scored.seconds)
-            return form.answer(loaded, scored, asked)
-
-    def _score_alone(self, loaded: Runtime, raw: bytes, form: Form) -> Reply:
-        """A whole request at once, in runs of its own."""
+                reply = _predict_arrow(loaded, raw, self._settings, as_arrow=announced.accepts_arrow)
+            spans = Spans(began, 0.0, 0.0, time.perf_counter() - began)
+            record.spans = lambda: spans
+            return reply
         with loaded.statistics.request() as stages:
+            record.spans = stages.spans
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             scored = loaded.score_all([request])
             stages.scored(scored.seconds)
             return form.answer(loaded, scored, asked)
+
+    async def _score(
+        self, loaded: Runtime, raw: bytes, verb: Verb, form: Form, due: float, receive: Receive, record: Record
+    ) -> Reply:
+        """The answer to a request that is scored together with others."""
+        lane, pace = self._gate.loop, loaded.short_pace[verb]
+        with loaded.statistics.request() as stages:
+            record.spans = stages.spans
+            request, asked = form.read(loaded, raw, self._settings)
+            stages.read()
+            rows = count_of(request)
+            seconds = lane.enter(pace, len(raw), rows)
+            try:
+                if rows > loaded.batcher.rows:
+                    scored = await self._turns.run(lambda: loaded.score_all([request]), due=due, receive=receive)
+                else:
+                    waiting = loaded.batcher.submit(request, rows=rows, due=due)
+                    is_soon = loaded.batcher.inline and lane.seconds < LONG_WAIT
+                    scored = await (waiting if is_soon else unless_gone(waiting, receive))
+                stages.scored(scored.seconds)
+                return form.answer(loaded, scored, asked)
+            finally:
+                lane.leave(pace, len(raw), rows, seconds, stages.started)
 
 
 PREDICT: Final = Form(scorer.read, scorer.answer)
@@ -145,25 +172,6 @@ def _form(verb: Verb, announced: Announced) -> Form:
     if verb == "predict":
         return PREDICT
     return Form(partial(infer.read, header_length=announced.header_length), infer.answer)
-
-
-async def _unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:
-    """The result, unless the client leaves first: then the rows need not be scored. Raises ClientDisconnect."""
-    leaving = asyncio.ensure_future(_until_gone(receive))
-    leaving.add_done_callback(lambda _: waiting.cancel())
-    try:
-        return await waiting
-    except asyncio.CancelledError:
-        if leaving.done() and not leaving.cancelled():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        leaving.cancel()
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _predict_arrow(loaded: Runtime, raw: bytes, settings: Settings, *, as_arrow: bool) -> Reply:

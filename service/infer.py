@@ -40,9 +40,9 @@ def answer(loaded: Runtime, scored: Scored, asked: Asked) -> Reply:
     arrays = (np.array(scored.predictions), np.array(scored.logits, np.float32))
     content, header_length = tensors.write(said, dict(zip(OUTPUT_NAMES, arrays, strict=True)), asked.outputs)
     if header_length is None:
-        return Reply(content)
+        return Reply(content, rows=len(arrays[0]))
     length = (b"inference-header-content-length", b"%d" % header_length)
-    return Reply(content, ((b"content-type", b"application/octet-stream"), length))
+    return Reply(content, ((b"content-type", b"application/octet-stream"), length), len(arrays[0]))
 
 
 def _raw(loaded: Runtime, body: bytes) -> Asked:

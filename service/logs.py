@@ -2,8 +2,14 @@
 
 import json
 import logging
+import os
+import select
 from datetime import UTC, datetime
 from logging.config import dictConfig
+from typing import Final
+
+STDERR: Final = 2
+ATOMIC_BYTES: Final = 4096  # that a pipe which takes anything takes at once
 
 
 class JsonLine(logging.Formatter):
@@ -29,6 +35,51 @@ class JsonLine(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class Stderr(logging.Handler):
+    """Lines to stderr, which never wait for whoever reads it, and fail nothing.
+
+    What a full disk or a full pipe does not take is lost; the next line that can be written says how much was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._lost:
+            lines = logging.makeLogRecord({"name": __name__, "msg": "lines lost", "levelname": "WARNING"})
+            lines.facts = {"lines": self._lost}
+            if not self._is_written(lines):
+                self._lost += 1
+                return
+            self._lost = 0
+        self._lost += not self._is_written(record)
+
+    def _is_written(self, record: logging.LogRecord) -> bool:
+        line = (self.format(record) + "\n").encode()
+        try:
+            while line and _takes_more():
+                line = line[os.write(STDERR, line[:ATOMIC_BYTES]) :]
+        except OSError:
+            return False
+        return not line
+
+
+def _takes_more() -> bool:
+    if not hasattr(select, "poll"):
+        return True
+    waiting = select.poll()
+    waiting.register(STDERR, select.POLLOUT)
+    return bool(waiting.poll(0))
+
+
+def keep_stderr() -> None:
+    """Where a process was started without stderr, let no file or socket have its number: libraries write there."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(opened)
+
+
 def configure(level: str, *, worker: int | None = None) -> None:
     """Send every logger of this process through JsonLine; the request log is the service's own, not uvicorn's."""
     dictConfig(
@@ -36,7 +87,7 @@ def configure(level: str, *, worker: int | None = None) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"json": {"()": JsonLine, "worker": worker}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "handlers": {"stderr": {"()": Stderr, "formatter": "json"}},
             "root": {"level": "WARNING", "handlers": ["stderr"]},
             "loggers": {"service": {"level": level.upper()}},
         }

@@ -6,7 +6,7 @@ Reading a request never lets its content into an error.
 from collections.abc import Collection, Iterable
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json
@@ -26,10 +26,11 @@ REFUSALS_SHOWN = 20
 
 
 class Reply(NamedTuple):
-    """An answer as it is sent: its body, and the headers that are its own."""
+    """An answer as it is sent: its body, and the headers that are its own. `rows` is how many it was asked about."""
 
     content: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    rows: int = 1
 
 
 class _Message(BaseModel):
@@ -158,9 +159,17 @@ class Ranked(_Message):
     score: float = Field(description="the prediction")
 
 
+class UnknownField(_Message):
+    """A field whose value is not in the vocabulary; scored as unknown."""
+
+    field: str
+    candidates: int = Field(description="how many candidates it is unknown in: all, where it is the context's")
+
+
 class RankAnswer(_Answer):
     ranked: list[Ranked] = Field(description="best first; ties by lower index")
     path: Literal["split", "flat"] = Field(description="split: the context was computed once")
+    unknown: list[UnknownField]
     misplaced: list[str] | None = Field(
         default=None, description="fields on the other side than their source says; without them the path were split"
     )
@@ -186,6 +195,47 @@ class CandidateSetAnswer(_Message):
 class CandidateSetsAnswer(_Message):
     model: str
     candidate_sets: list[CandidateSetAnswer]
+
+
+VersionNumber = Annotated[int, Field(ge=1, le=2**53)]
+
+
+class RoutesRequest(_Message):
+    """Which versions of a model answer what."""
+
+    stable: VersionNumber | None = Field(
+        default=None, description="answers requests without a version; left out: the highest that is nothing else"
+    )
+    canary: VersionNumber | None = Field(default=None, description="answers some of these instead")
+    canary_percent: float = Field(default=0.0, description="how many of a hundred, by their key: 0 to 100")
+    shadow: VersionNumber | None = Field(default=None, description="scores again what the stable version has answered")
+    shadow_percent: float = Field(default=100.0, description="how many of a hundred, by their key: 0 to 100")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        for key, percent in (("canary_percent", self.canary_percent), ("shadow_percent", self.shadow_percent)):
+            if not 0 <= percent <= 100:
+                raise _shape(key, expected="a number from 0 to 100", received="another number")
+        for key, version in (("canary", self.canary), ("shadow", self.shadow)):
+            if version is not None and version == self.stable:
+                raise _shape(key, expected="another version than stable", received="the same")
+        if self.canary is None and self.canary_percent:
+            raise _shape("canary", expected="a version, where it has a percentage", received="none")
+        return self
+
+
+class RoutesAnswer(_Message):
+    """What was set, and what it comes to among the versions that serve."""
+
+    model: str
+    stable: int | None
+    canary: int | None
+    canary_percent: float
+    shadow: int | None
+    shadow_percent: float
+    default: int | None = Field(description="the version that answers as stable now; null where none serves")
+    versions: list[int] = Field(description="versions that serve, highest first")
+    passed_over: list[Rejected] = Field(description="versions that are set, but do not serve: stable answers for them")
 
 
 class Live(_Message):
@@ -216,11 +266,11 @@ class SizeInfo(_Message):
 
 
 class ModelAnswer(_Message):
-    """A model, described by the version asked for, or else by its highest good one. `name`, `ready`: as KServe v1."""
+    """A model, described by the version asked for, or else by its default one. `name`, `ready`: as KServe v1."""
 
     name: str
     ready: bool
-    versions: list[int] = Field(description="versions that serve, highest first; the first one is the default")
+    versions: list[int] = Field(description="versions that serve, highest first")
     rejected: list[Rejected] = Field(description="versions that were found and refused")
     version: int | None = None
     digest: str | None = None
@@ -303,8 +353,11 @@ def check_count(count: int, *, limit: int, key: str | None = None) -> None:
 EXPECTED = {
     "bool_type": "a boolean",
     "dict_type": "an object",
+    "finite_number": "a finite number",
+    "float_type": "a number",
     "greater_than_equal": "a number of at least 1",
     "int_type": "an integer",
+    "less_than_equal": "a smaller number",
     "list_type": "an array",
     "missing": "a value",
     "model_type": "an object",
@@ -330,6 +383,11 @@ def _refusal(error: ErrorDetails, body: Any, kind: type[BaseModel], fields: Coll
         expected=EXPECTED[error["type"]],
         received=received,
     )
+
+
+def _shape(key: str, *, expected: str, received: str) -> PydanticCustomError:
+    """A refusal that has its sentence already."""
+    return PydanticCustomError("shape", "the shape", {"key": key, "expected": expected, "received": received})
 
 
 def _require_one(**values: object) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from service.body import PARAMETERS
 from service.oip_messages import (
     ControlRequest,
     IndexEntry,
@@ -49,7 +50,8 @@ def add(
 ) -> None:
     """A route and what the OpenAPI document says of it: a POST where it takes a request, else a GET."""
     said = {"description": "Successful Response"} | ({"content": _content(answer)} if answer else {})
-    body = {"requestBody": {"required": request is InferRequest, "content": _content(request)}} if request else None
+    body = {"requestBody": {"required": request is InferRequest, "content": _content(request)}} if request else {}
+    parameters = {"parameters": PARAMETERS} if request is InferRequest else {}
     routes.add_api_route(
         path,
         endpoint,
@@ -59,7 +61,7 @@ def add(
         response_model=None,
         response_class=JSONResponse if answer else Response,
         responses={200: said, "4XX": _refusal(), "503": _refusal()},
-        openapi_extra=body,
+        openapi_extra=body | parameters,
         include_in_schema=shown,
     )
 

@@ -77,5 +77,6 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
             if path.startswith(REPOSITORY):
                 operation["requestBody"]["content"]["application/json"]["example"] = {}
         if "put" in operations:
-            body = {"candidates": example("rank", loaded)["candidates"]}
+            of_set = {"candidates": example("rank", loaded)["candidates"]}
+            body = {"stable": loaded.manifest.version} if path.endswith("/routes") else of_set
             operations["put"]["requestBody"]["content"]["application/json"]["example"] = body

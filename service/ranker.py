@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bundle import EncodedRows, Encoder, InputError
 from service.candidates import CandidateSets, Encoded
 from service.errors import of_context
-from service.messages import check_count
+from service.messages import Reply, check_count
 from service.runtime import Runtime
 from service.settings import Settings
 from service.tables import Table, check_apart, present
@@ -20,7 +20,15 @@ Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]
 
 
-def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> bytes:
+class Scored(NamedTuple):
+    """The logits of candidates, how they were computed, and how many candidates are unknown, by field."""
+
+    path: Path
+    logits: Logits
+    unknown: dict[str, int]
+
+
+def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Reply:
     """The answer to one request, as `messages.RankAnswer` describes it."""
     asked = loaded.decoder.rank(raw, limit=settings.max_candidates)
     if asked.explain is not None:
@@ -28,16 +36,17 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
     given = asked.candidates
     among = sets.find(loaded.manifest.name, given) if isinstance(given, str) else given
     if isinstance(among, Table):
-        path, logits = _logits(loaded, asked.context, among)
+        path, logits, unknown = _scored(loaded, asked.context, among)
         fields = present(loaded.schema.names, among)
     else:
         fields = among.of(loaded).fields
-        path, logits = _logits_of_set(loaded, asked.context, among.of(loaded))
+        path, logits, unknown = _scored_set(loaded, asked.context, among.of(loaded))
     loaded.count_request("rank", len(logits))
     at = best(logits, asked.top_k or settings.top_k)
     scores = loaded.manifest.predictions(logits[at])
     ranked = [{"index": index, "score": score} for index, score in zip(at.tolist(), scores.tolist(), strict=True)]
     said = {**loaded.identity, "ranked": ranked, "path": path}
+    said["unknown"] = [{"field": name, "candidates": unknown[name]} for name in loaded.schema.names if name in unknown]
     if path == "flat" and loaded.ranking:
         said["misplaced"] = _misplaced(loaded, asked.context, fields)
     if asked.explain is not None:
@@ -45,7 +54,7 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
         chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
         explained = loaded.explain(chosen.rows(loaded.schema.names), loaded.encode(chosen), top_k=settings.top_k)
         said["explanations"] = [each.as_json() for each in explained]
-    return msgspec.json.encode(said)
+    return Reply(msgspec.json.encode(said), rows=len(logits))
 
 
 def best(logits: Logits, count: int) -> NDArray[np.int64]:
@@ -60,29 +69,34 @@ def best(logits: Logits, count: int) -> NDArray[np.int64]:
     return among[np.argsort(-logits[among], kind="stable")[:count]]
 
 
-def _logits(loaded: Runtime, context: Table, candidates: Table) -> tuple[Path, Logits]:
+def _scored(loaded: Runtime, context: Table, candidates: Table) -> Scored:
     """With the context computed once, where every field is on the side that the schema gives it; else whole rows."""
     ranking = loaded.ranking
     if ranking is not None:
         one, many = _side(context, ranking.of_context), _side(candidates, ranking.of_candidate)
         if one is not None and many is not None:
             rows = ranking.of_candidate.encode(many.columns, many.length)
-            return "split", loaded.rank(_encode_context(ranking.of_context, one), rows)
+            return Scored("split", *loaded.rank(_encode_context(ranking.of_context, one), rows))
     whole = _encode_whole(loaded, context, candidates)
-    loaded.count(whole)
-    return "flat", loaded.logits(whole)
+    return _flat(loaded, whole)
 
 
-def _logits_of_set(loaded: Runtime, context: Table, kept: Encoded) -> tuple[Path, Logits]:
+def _scored_set(loaded: Runtime, context: Table, kept: Encoded) -> Scored:
     """The same of a set: nothing of it is encoded or looked up any more."""
     check_apart(loaded.schema.names, context, kept.fields)
     ranking = loaded.ranking
     one = _side(context, ranking.of_context) if ranking and kept.encoder is ranking.of_candidate else None
     if ranking and one is not None:
-        return "split", loaded.rank(_encode_context(ranking.of_context, one), kept.rows, unknown=kept.unknown)
+        encoded = _encode_context(ranking.of_context, one)
+        return Scored("split", *loaded.rank(encoded, kept.rows, unknown=kept.unknown))
     whole = _encode_set(loaded, context, kept)
-    loaded.count(whole)
-    return "flat", loaded.logits(whole)
+    return _flat(loaded, whole)
+
+
+def _flat(loaded: Runtime, whole: EncodedRows) -> Scored:
+    unknown = loaded.count(whole).sum(axis=0).tolist()
+    found = {name: rows for name, rows in zip(loaded.schema.names, unknown, strict=True) if rows}
+    return Scored("flat", loaded.logits(whole), found)
 
 
 def _misplaced(loaded: Runtime, context: Table, fields: Collection[str]) -> list[str]:

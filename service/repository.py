@@ -46,8 +46,8 @@ def _add_index(routes: APIRouter, catalog: Catalog, settings: Settings) -> None:
 def _index(catalog: Catalog) -> Iterable[IndexEntry]:
     for model in catalog.models.values():
         yield from (IndexEntry(model.name, "READY", "", version) for version in model.serving)
-        for version, reason in model.rejected.items():
-            yield IndexEntry(model.name, "UNAVAILABLE", reason, version)
+        for version, refused in model.rejected.items():
+            yield IndexEntry(model.name, "UNAVAILABLE", refused.reason, version)
         if model.unloaded:
             yield IndexEntry(model.name, "UNAVAILABLE", "unloaded")
     yield from (IndexEntry(name, "UNAVAILABLE", "not loaded yet") for name in catalog.unknown())

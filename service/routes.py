@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service import catalog as models
 from service import exposition
 from service.answers import answered, find, refusals
-from service.body import ARROW
+from service.body import ARROW, PARAMETERS
 from service.catalog import Catalog
 from service.control import Control
 from service.errors import NotReady
@@ -49,11 +49,14 @@ MODEL = "/v1/models/{model}"
 VERSION = MODEL + "/versions/{version}"
 
 
-def router(catalog: Catalog, control: Control) -> APIRouter:
+def router(catalog: Catalog, control: Control, *, metrics: bool = True) -> APIRouter:
+    """The endpoints; `metrics` says whether there is one for them."""
     routes = APIRouter()
     _describe_verbs(routes)
     _add_models(routes, catalog)
-    _add_health(routes, catalog, control)
+    _add_health(routes, catalog)
+    if metrics:
+        _add_metrics(routes, control)
     return routes
 
 
@@ -79,7 +82,8 @@ def _describe_verbs(routes: APIRouter) -> None:
                 response_model=None,
                 responses={200: {"model": action.answer, "content": more}, **refusals("4XX", "503")},
                 openapi_extra={
-                    "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more}
+                    "parameters": PARAMETERS,
+                    "requestBody": {"required": True, "content": {"application/json": {"schema": schema}} | more},
                 },
             )
 
@@ -111,7 +115,7 @@ def _add_models(routes: APIRouter, catalog: Catalog) -> None:
         routes.add_api_route(path, endpoint, operation_id=endpoint.__name__, response_model=None, responses=responses)
 
 
-def _add_health(routes: APIRouter, catalog: Catalog, control: Control) -> None:
+def _add_health(routes: APIRouter, catalog: Catalog) -> None:
     async def livez() -> Response:
         """Whether the process answers at all."""
         return answered(Live(live=True))
@@ -122,12 +126,15 @@ def _add_health(routes: APIRouter, catalog: Catalog, control: Control) -> None:
             raise NotReady(catalog.missing)
         return answered(Ready(ready=True))
 
+    routes.add_api_route("/livez", livez, response_model=None, responses={200: {"model": Live}})
+    ready = {200: {"model": Ready}, **refusals("503")}
+    routes.add_api_route("/readyz", readyz, response_model=None, responses=ready)
+
+
+def _add_metrics(routes: APIRouter, control: Control) -> None:
     async def show_metrics() -> Response:
         """The metrics of all workers together, in Prometheus' text format."""
         return Response(exposition.text(await control.metrics()), media_type=CONTENT_TYPE_LATEST)
 
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-    routes.add_api_route("/livez", livez, response_model=None, responses={200: {"model": Live}})
-    ready = {200: {"model": Ready}, **refusals("503")}
-    routes.add_api_route("/readyz", readyz, response_model=None, responses=ready)
     routes.add_api_route("/metrics", show_metrics, response_class=Response, responses={200: text})

@@ -1,5 +1,6 @@
 """One version of a model, loaded: its decoder, its encoder and its graphs, with a clock and counters on them."""
 
+import logging
 import time
 import timeit
 import weakref
@@ -13,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, buckets, explanation
+from bundle import EncodedRows, Encoder, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
+from service.drift import Scores
+from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
+from service.pace import Pace
 from service.signature import Signature
 from service.statistics import Statistics
 from service.tables import Rows, Table, joined
@@ -38,6 +42,8 @@ REPEATS: Final = 5  # of each measurement; the quickest counts
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 Request = Table | Rows | EncodedRows
 Verb = Literal["predict", "explain", "rank", "infer"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
@@ -46,7 +52,9 @@ VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 class Runtime:
     """Answers for one version, in runs of at most `rows_per_run` rows. Safe to call from many threads.
 
-    `batcher`, for the event loop, scores what several requests hold in one run.
+    `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
+    that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
+    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics, longest: int = LONGEST) -> None:
@@ -55,8 +63,12 @@ class Runtime:
         self.decoder, self.signature = Decoder(predictor.encoder, longest=longest), Signature(predictor.encoder)
         self.longest = longest
         self.ranking, self.statistics = predictor.ranking, Statistics()
+        self.scores = Scores(predictor.bundle.score_bins) if predictor.bundle.score_bins else None
         self.identity = {"model": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+        self.has_failed = False
+        self.short_pace, self.long_pace = ({verb: Pace() for verb in VERBS} for _ in range(2))
         self._metrics = metrics
+        metrics.serves(self.manifest.name)
         self._rows = metrics.rows.labels(self.manifest.name)
         self._request_rows = {verb: metrics.batch_rows.labels(verb, self.manifest.name) for verb in VERBS}
         self._runs = {
@@ -64,6 +76,7 @@ class Runtime:
             for graph in self.manifest.graphs
             for labels in [(self.manifest.name, graph)]
         }
+        self._failed_runs = {graph: metrics.failed_runs.labels(self.manifest.name, graph) for graph in self._runs}
         on_gpu = predictor.score.chosen != "cpu"
         # On a processor that is shared with others only the thread's own time says how long a run is.
         clock = time.perf_counter if on_gpu else time.thread_time
@@ -76,7 +89,20 @@ class Runtime:
         rows = max(1, int(self.rows_per_run * share))
         # The batcher must not hold what holds it, or an unloaded version would keep its memory.
         score = partial(_score_all, weakref.ref(self))
-        self.batcher = Batcher(score, rows=rows, seconds=seconds[min(seconds)], clock=clock, waits=on_gpu)
+        metrics.versions.add(self)
+        self.batcher = Batcher(
+            score,
+            rows=rows,
+            seconds=seconds[min(seconds)],
+            clock=clock,
+            waits=on_gpu,
+            dropped=partial(metrics.dropped, self.manifest.name),
+        )
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Its model and its version, for metrics."""
+        return self.manifest.name, str(self.manifest.version)
 
     @property
     def example(self) -> Instance:
@@ -98,25 +124,29 @@ class Runtime:
             self._count_unknown(self.encoder, unknown.sum(axis=0))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> None:
-        """`unknown` [F] are the rows that are unknown in each field of the encoder."""
-        for field, found in zip(encoder.names, unknown.tolist(), strict=True):
-            if found:
-                self._metrics.unknown_values.labels(self.manifest.name, field).inc(found)
+    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> dict[str, int]:
+        """The rows, by field, that are unknown in it; `unknown` [F] has as many for each field of the encoder."""
+        found = {field: rows for field, rows in zip(encoder.names, unknown.tolist(), strict=True) if rows}
+        for field, rows in found.items():
+            self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
+        return found
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
         started = time.perf_counter()
         logits = self.logits(rows)
+        if self.scores:
+            self.scores.add(logits)
         unknown = _named(self.count(rows), self.schema.names)  # only now: a batch whose run fails is done in halves
         predictions = self.manifest.predictions(logits).tolist()
         return Scored(predictions, logits.tolist(), unknown, time.perf_counter() - started)
 
     def score_all(self, requests: Sequence[Request]) -> Scored:
         """The same for the rows of several requests, in their order. Raises InputError as `encode`."""
-        return self.score(self._encoded(requests))
+        return self.score(self.encoded(requests))
 
-    def _encoded(self, requests: Sequence[Request]) -> EncodedRows:
+    def encoded(self, requests: Sequence[Request]) -> EncodedRows:
+        """The rows of several requests, in their order. Raises InputError as `encode`."""
         raw = [request for request in requests if not isinstance(request, EncodedRows)]
         if len(raw) == len(requests):
             return self.encode(joined(raw))
@@ -127,10 +157,18 @@ class Runtime:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
         return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
+    def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
+        """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
+
+        Raises RuntimeRefused where onnxruntime fails.
+        """
+        return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
+
     def rank(
         self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
-        """Count the candidates as `count` does, and give their logits [B], with the one context computed once.
+    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+        """Count the candidates as `count` does, and give their logits [B], with the one context computed once, and how
+        many of them are unknown, by field.
 
         `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
@@ -138,13 +176,13 @@ class Runtime:
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
+        found = self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
         if unknown is None:
             unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
-        self._count_unknown(ranking.of_candidate, unknown)
+        found |= self._count_unknown(ranking.of_candidate, unknown)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, self._candidates_per_run)
-        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts]))
+        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts])), found
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
@@ -165,11 +203,29 @@ class Runtime:
 
     def _run(self, graph: GraphName, act: Callable[[EncodedRows], T], rows: EncodedRows) -> T:
         started = time.perf_counter()
-        answers = act(rows)
+        try:
+            answers = act(rows)
+        except RuntimeRefused as error:
+            raise self._failed(graph, error) from error
         size, seconds = self._runs[graph]
         size.observe(len(rows.ids))
         seconds.observe(time.perf_counter() - started)
         return answers
+
+    def _failed(self, graph: GraphName, error: RuntimeRefused) -> RunFailed:
+        self._failed_runs[graph].inc()
+        if not self.has_failed:  # else it is said, and each of many requests would say it again
+            try:
+                self.predictor.score.run(self.encoder.rows([self.example]))
+            except RuntimeRefused:
+                self.has_failed = True
+                self._metrics.ready.set(0)
+            log.error(
+                "run failed",
+                extra={"facts": {**self.identity, "graph": graph, "for_good": self.has_failed}},
+                exc_info=error,
+            )
+        return RunFailed("the model could not be run: send the request again, to another instance if there is one")
 
 
 def _score_all(alive: "weakref.ref[Runtime]", requests: Sequence[Request]) -> Scored:

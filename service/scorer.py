@@ -28,4 +28,4 @@ def answer(loaded: Runtime, scored: Scored, logits: bool) -> Reply:
         said["logits"] = scored.logits
     unknown = enumerate(scored.unknown) if any(scored.unknown) else ()
     said["unknown"] = [{"instance": at, "fields": fields} for at, fields in unknown if fields]
-    return Reply(ENCODER.encode(said))
+    return Reply(ENCODER.encode(said), rows=len(scored.predictions))

@@ -3,12 +3,15 @@
 import argparse
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,6 +24,9 @@ from bundle.device import Gpu, Provider
 from bundle.signature import SigningRefused, public_keys
 
 PREFIX = "FACTORLENS_"
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+
+Exposure = Literal["public", "key", "off"]
 
 
 class SettingsRefused(Exception):
@@ -28,13 +34,37 @@ class SettingsRefused(Exception):
 
 
 def _public_keys(given: object) -> object:
-    """The keys themselves; files are read once, at the start."""
+    """Keys and files of keys as they were given: the files are read again whenever a bundle is loaded."""
     if not isinstance(given, str):
         return given
+    named = tuple(each.strip() for each in given.split(",") if each.strip())
     try:
-        return tuple(sorted(public_keys([each.strip() for each in given.split(",") if each.strip()])))
+        public_keys(named)
     except SigningRefused as error:
         raise ValueError(str(error)) from None
+    return named
+
+
+def _origins(given: object) -> object:
+    """Origins as browsers send them: no path, no wildcard."""
+    if not isinstance(given, str):
+        return given
+    origins = tuple(each.strip() for each in given.split(",") if each.strip())
+    if not all(ORIGIN.fullmatch(each) for each in origins):
+        raise ValueError("expected origins such as https://shop.example or http://localhost:3000, separated by commas")
+    return origins
+
+
+def _collector(given: str) -> str:
+    """The address without a slash at its end."""
+    if not re.match(r"https?://[^/]", given):
+        raise ValueError("expected an address such as http://127.0.0.1:4318")
+    exporter = None
+    with suppress(ModuleNotFoundError):
+        exporter = find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    if exporter is None:
+        raise ValueError("the packages of the extra otel are missing: pip install -e '.[otel]' in the service's folder")
+    return given.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -79,13 +109,45 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default=1, ge=1, description="threads onnxruntime may use inside one run of a graph")
     versions: int = Field(default=2, ge=1, description="how many good versions of a model to load, newest first")
+    state: Path | None = Field(
+        default=None,
+        description="a folder that this service alone may write to: what serves, the default versions and what was "
+        "refused are kept there over a restart",
+    )
+    watch: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="seconds from one look at the folder of bundles to the next: new versions are loaded, those that "
+        "left it are unloaded; 0 looks at the start alone",
+    )
+    trials: Literal["always", "later", "never"] = Field(
+        default="always",
+        description="what is loaded in a process of its own first, so that a bundle that crashes takes nothing along: "
+        "always every version, later all but those at the start, never none",
+    )
     max_rows: int = Field(default=4096, ge=1, description="instances that one predict or explain may hold")
     max_candidates: int = Field(default=100_000, ge=1, description="candidates that one rank may hold")
     max_arrow_rows: int = Field(default=100_000, ge=1, description="rows that the Arrow stream of one predict may hold")
     max_value_length: int = Field(default=1024, ge=1, description="letters that a value of a field may have")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
-    patience: float = Field(
-        default=5.0, gt=0, description="seconds a request may wait for its turn before it is answered with a 503"
+    header_timeout: float = Field(
+        default=5.0, ge=1, le=3600, description="seconds in which the head of a request has to arrive"
+    )
+    body_timeout: float = Field(
+        default=10.0,
+        ge=1,
+        le=3600,
+        description="seconds in which the body of a request has to arrive, and an answer has to be read",
+    )
+    deadline: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds from its head in which a request for scores has to be at work, or it is answered with a "
+        "503; its header X-Request-Timeout-Ms may say otherwise",
+    )
+    max_queue_rows: int = Field(
+        default=1_000_000, ge=1, description="rows that may wait or run in each worker before requests are turned away"
     )
     lame_duck: float = Field(
         default=3.0,
@@ -107,11 +169,52 @@ class Settings(BaseSettings):
         min_length=16,
         description="the key that such requests then have to give, wherever they are from; best as a variable",
     )
+    api_keys: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a file of API keys (python -m service keygen), or its lines separated by semicolons; where there "
+        "is one, every request but those for health needs a key",
+    )
+    docs: Exposure = Field(
+        default="key",
+        description="who may read /docs and /openapi.json: public is anybody; key is whoever has one, or anybody where "
+        "there are no keys; off is nobody",
+    )
+    metrics: Exposure = Field(default="key", description="who may read /metrics: public, key or off, as for docs")
+    cors_origins: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_origins)] = Field(
+        default=None,
+        description="origins, such as https://shop.example, separated by commas, whose web pages may read answers in a "
+        "browser; without any no page of another origin may",
+    )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="a PEM file of the certificate, and of those between it and a root: then the service speaks HTTPS",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="a PEM file of the certificate's key, where it is not in the same file"
+    )
+    hardened: bool = Field(
+        default=False,
+        description="true refuses to start as root, with capabilities, without no-new-privileges, or with a root file "
+        "system that can be written to; false says at the start which of them hold",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
         description="debug, info, warning or error: the least level to log; a request that is refused or fails is a "
         "line at info, any other at debug",
     )
+    server_timing: bool = Field(
+        default=False, description="true says in a header of each answer how long which stage of the request took"
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        default=None,
+        description="the http or https address of an OpenTelemetry collector (OTLP), which then gets a trace of each "
+        "request; needs the packages of the extra otel",
+    )
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def gpu(self) -> Gpu:
@@ -173,8 +276,9 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        nearest = _nearest(unknown[0].partition("=")[0], [_flag(name) for name in Settings.model_fields])
-        raise SettingsRefused(f"{unknown[0]} is no flag{nearest}")
+        name = unknown[0].partition("=")[0]  # a value may be a secret
+        nearest = _nearest(name, [_flag(each) for each in Settings.model_fields])
+        raise SettingsRefused(f"{name} is no flag{nearest}")
     return vars(given)
 
 

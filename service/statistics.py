@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 NANOSECONDS: Final = 1e9
 
@@ -67,6 +67,12 @@ class Statistics:
         with self._lock:
             self.fail.add(seconds)
 
+    def stages(self) -> tuple[int, dict[str, float]]:
+        """How many requests were answered, and the seconds of each stage of them all."""
+        with self._lock:
+            seconds = {"read": self.encode, "queue": self.queue, "compute": self.infer, "answer": self.answer}
+            return self.answered, seconds
+
     def as_json(self) -> dict[str, object]:
         """The keys of Triton's `model_stats` that count and time."""
         with self._lock:
@@ -91,14 +97,23 @@ class Statistics:
             }
 
 
+class Spans(NamedTuple):
+    """The seconds of one request's stages, and when the first of them began, as `time.perf_counter` counts."""
+
+    began: float
+    read: float
+    queue: float
+    compute: float
+
+
 class Stages:
     """A context around one request, which counts as failed where an error leaves it."""
 
-    __slots__ = ("_infer", "_read", "_scored", "_started", "_statistics")
+    __slots__ = ("_infer", "_read", "_scored", "_statistics", "started")
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        self._started = self._scored = time.perf_counter()
+        self.started = self._scored = time.perf_counter()
         self._read: float | None = None
         self._infer = 0.0
 
@@ -116,16 +131,27 @@ class Stages:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         now = time.perf_counter()
         if kind is not None:
-            self._statistics.failed(now - self._started)
+            self._statistics.failed(now - self.started)
             return
-        waited = max(self._scored - self._infer, self._started)
-        read = waited if self._read is None else min(self._read, waited)
+        read, waited = self._ends()
         self._statistics.succeeded(
-            encode=read - self._started,
+            encode=read - self.started,
             queue=waited - read,
             infer=self._infer,
             answer=now - self._scored,
         )
+
+    def spans(self) -> Spans | None:
+        """None of a request that was not scored."""
+        if not self._infer:
+            return None
+        read, waited = self._ends()
+        return Spans(self.started, read - self.started, waited - read, self._infer)
+
+    def _ends(self) -> tuple[float, float]:
+        """When its body was read, and when its runs began, together with others'."""
+        waited = max(self._scored - self._infer, self.started)
+        return waited if self._read is None else min(self._read, waited), waited
 
 
 def _of_size(rows: int, run: Spent) -> dict[str, object]:

@@ -4,7 +4,7 @@ Every worker has a listening socket of its own at one address (SO_REUSEPORT), am
 out: of 64 at once, two workers get 35 and 29 on average, where one socket that both inherit gave one of them 43 to 57,
 and sometimes all. A worker that dies takes along its socket alone, and no connection waits for its successor.
 
-What a new worker has to know is in `_present`, the commands that lead to today's state, and in `_inventory`.
+What a new worker has to know is in `_present`, the commands that lead to today's state, and in the planner's inventory.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from signal import Signals
 from typing import Final
@@ -21,18 +21,24 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from service import exposition
-from service.channel import Answer, Ask, Begin, Gather, Gathered
+from service.channel import Answer, Ask, Begin, Gather, Gathered, Inquire, Reported
 from service.child import Child, StartFailed
-from service.control import Command, Inventory, Key
+from service.control import ChangeModel, Command, Inventory, Key, Report
+from service.errors import ServiceError
 from service.exposition import Family
+from service.planner import Planner
 from service.server import DRAIN_SECONDS, announce
 from service.settings import Settings
 
+LOAD_SECONDS: Final = 1800.0  # that a worker may take to load
 LISTEN_SECONDS: Final = 30.0  # that a worker may take to listen
 MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
+WATCH_SECONDS: Final = 1.0  # between questions for its metrics: what a worker counted since dies with it
+HANG_SECONDS: Final = 30.0  # without an answer, after which a worker is replaced
 END_SECONDS: Final = DRAIN_SECONDS + 5.0  # that a worker may take to end
 STEADY_SECONDS: Final = 10.0  # a worker that ends sooner is started again with a pause
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE: Final = 30.0  # after starts that failed
+LONGEST_REST: Final = 3.0  # after a worker that had started, so that it is replaced within 5 seconds and its start
 TRIES: Final = 5  # failed starts one after another, with no worker left, after which the service ends
 
 log = logging.getLogger(__name__)
@@ -52,7 +58,7 @@ class Supervisor:
         self._settings, self._address = settings, address
         self._children: set[Child] = set()  # whatever has a process
         self._members: dict[int, Child] = {}  # those that answer requests, by number
-        self._inventory: Inventory | None = None
+        self._planner = Planner(settings)
         self._present: dict[Key, Command] = {}
         self._one_by_one = asyncio.Lock()
         self._departed: list[Family] = []  # what those that ended had counted
@@ -65,6 +71,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (Signals.SIGTERM, Signals.SIGINT):
             loop.add_signal_handler(number, self._end_by, number)
+        loop.add_signal_handler(Signals.SIGHUP, self._renew)
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -82,43 +89,44 @@ class Supervisor:
         """Start all, let none listen before all have loaded, and replace those that end."""
         numbers = range(self._settings.workers)
         try:
-            first = await self._start(0)  # alone: what keeps it from starting would keep the others
+            first = await self._start(0, await self._planner.start())  # alone: what stops it would stop the others
+            await asyncio.to_thread(self._planner.keep, first.inventory)
             children = [first, *await asyncio.gather(*(self._start(number) for number in numbers[1:]))]
             for child in children:
                 await self._join(child)
-        except StartFailed as failed:
+        except (StartFailed, OSError) as failed:
             self._failure = f"the service cannot start: {failed}"
             return
-        await announce([self._address])
-        await asyncio.gather(*(self._keep(number) for number in numbers))
+        await announce([self._address], scheme=self._settings.scheme)
+        watching = self._planner.watch(self._of_own_accord)
+        await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
-    async def _start(self, number: int) -> Child:
+    async def _start(self, number: int, inventory: Inventory | None = None) -> Child:
         """A worker that has loaded what the others serve."""
         begin = Begin(
             number=number,
             settings=_as_json(self._settings),
             family=self._address.family,
             address=list(self._address.getsockname()),
-            inventory=self._inventory,
+            inventory=self._planner.inventory if inventory is None else inventory,
         )
         child = await Child.spawn(begin, self._asked)
         with self._starting(child):
-            await child.loaded()
-        if self._inventory is None:
-            self._inventory = child.inventory
+            await child.loaded(seconds=LOAD_SECONDS)
         return child
 
     async def _join(self, child: Child) -> None:
         """Tell a worker what the others know, and let it answer requests."""
         async with self._one_by_one:
             with self._starting(child):
-                if child.inventory != self._inventory:
+                if child.inventory != self._planner.inventory:
                     raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=command.seconds):
                         raise StartFailed(failure)
                 await child.listen(seconds=LISTEN_SECONDS)
             self._members[child.number] = child
+            self._run(self._watch(child))
 
     @contextmanager
     def _starting(self, child: Child) -> Iterator[None]:
@@ -132,13 +140,13 @@ class Supervisor:
             raise
 
     async def _keep(self, number: int) -> None:
-        """Replace a worker whenever it ends; sooner and sooner later where that happens again and again."""
+        """Replace a worker whenever it ends; later and later where that happens again and again."""
         pause = 0.0
         while True:
             started = time.monotonic()
             code = await self._gone(self._members[number])
             steady = time.monotonic() - started > STEADY_SECONDS
-            pause = 0.0 if steady else _longer(pause)
+            pause = 0.0 if steady else min(_longer(pause), LONGEST_REST)
             log.warning("worker ended", extra={"facts": {"worker": number, "code": code}})
             failures = 0
             while number not in self._members:
@@ -153,12 +161,28 @@ class Supervisor:
                         self._stop.set()
             log.info("worker replaced", extra={"facts": {"worker": number}})
 
+    async def _watch(self, child: Child) -> None:
+        """Keep what a worker has counted, and kill it where it hangs: `_keep` then replaces it."""
+        while child.is_alive:
+            await asyncio.sleep(WATCH_SECONDS)
+            if await child.hangs(seconds=HANG_SECONDS):
+                log.error("worker hangs", extra={"facts": {"worker": child.number, "seconds": HANG_SECONDS}})
+                child.kill()
+                return
+
     async def _gone(self, child: Child) -> int:
         code = await child.ended()
         self._children.discard(child)
         del self._members[child.number]
         self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
         return code
+
+    def _renew(self) -> None:
+        """SIGHUP: look at the folder of bundles, and have every worker read again what is kept in other files. One that
+        does not serve yet has just read them."""
+        self._planner.look_soon()
+        for child in self._members.values():
+            child.signal(Signals.SIGHUP)
 
     def _end_by(self, number: Signals) -> None:
         """SIGTERM lets the workers be lame ducks; a SIGINT after it cuts that short, as in a single process."""
@@ -176,8 +200,15 @@ class Supervisor:
         seconds = END_SECONDS + self._settings.lame_duck
         await asyncio.gather(*(child.end(self._by, seconds=seconds) for child in self._children))
 
-    def _asked(self, child: Child, message: Ask | Gather) -> None:
-        self._run(self._carry_out(child, message) if isinstance(message, Ask) else self._gather(child, message))
+    def _asked(self, child: Child, message: Ask | Gather | Inquire) -> None:
+        match message:
+            case Ask():
+                self._run(self._carry_out(child, message))
+            case Gather():
+                self._run(self._gather(child, message))
+            case Inquire(at=at):
+                workers = [self._members[number].worker for number in sorted(self._members)]
+                self._run(child.send(Reported(at, Report(workers, self._planner.last_good))))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -185,33 +216,64 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, asker: Child, ask: Ask) -> None:
-        """Have every worker carry out a command. Where some do, the others are replaced, and find it present.
+        """Have every worker carry out a command, and answer the one that asked."""
+        done, failed, refused = 0, 0, None
 
-        A worker that ended meanwhile knows nothing any more, and does not count.
+        async def everywhere(plan: Callable[[], Command]) -> None:
+            nonlocal done, failed
+            done, failed = await self._everywhere(plan, asker, ask.at)
+
+        try:
+            if isinstance(command := ask.command, ChangeModel):
+                await self._planner.carry_out(command, everywhere)
+            else:
+                await everywhere(lambda: command)
+        except ServiceError as error:
+            refused = type(error).__name__, str(error)
+        await asker.send(Answer(ask.at, done, failed, refused))
+
+    async def _of_own_accord(self, plan: Callable[[], Command]) -> None:
+        await self._everywhere(plan, None, 0)
+
+    async def _everywhere(self, plan: Callable[[], Command], asker: Child | None, at: int) -> tuple[int, int]:
+        """How many workers carried out a command, and how many others did not.
+
+        Where some do, the others are replaced, and find it present; so are those that have come to something else. A
+        worker that ended meanwhile knows nothing any more, and does not count.
         """
         async with self._one_by_one:
+            command = await asyncio.to_thread(plan)
             children = list(self._members.values())
             answers = await asyncio.gather(
                 *(
-                    child.do(ask.command, asked=ask.at if child is asker else None, seconds=ask.command.seconds)
+                    child.do(command, asked=at if child is asker else None, seconds=command.seconds)
                     for child in children
                 )
             )
             failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
-            done = answers.count(None)
+            done = [child for child, failure in zip(children, answers, strict=True) if failure is None]
             if done:
-                ask.command.settle(self._present)
-                self._inventory = children[answers.index(None)].inventory
-            elif failed:  # a load that all refuse, for the newest version is broken, may have changed the others
-                self._inventory = failed[0][0].inventory
-            for child, failure in failed if done else ():
+                command.settle(self._present)
+            agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
+            best = max(agreed, key=_loaded, default=None)
+            if best:
+                await asyncio.to_thread(self._planner.keep, best.inventory)
+            others = [
+                (each, "it serves something else") for each in agreed if best and each.inventory != best.inventory
+            ]
+            for child, failure in [*others, *(failed if done else [])]:
                 log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
                 self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
-        await asker.send(Answer(ask.at, done, len(failed)))
+        return len(done), len(failed)
 
     async def _gather(self, asker: Child, gather: Gather) -> None:
         measured = await asyncio.gather(*(child.measure(seconds=MEASURE_SECONDS) for child in self._members.values()))
         await asker.send(Gathered(gather.at, exposition.combined([*measured, self._departed])))
+
+
+def _loaded(child: Child) -> int:
+    """How many versions a worker serves: where workers differ, one that could load more is right."""
+    return sum(len(versions.serving) for versions in child.inventory.values())
 
 
 def _longer(pause: float) -> float:

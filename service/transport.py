@@ -1,15 +1,46 @@
-"""Answers in one write: the head of each leaves together with its body, where that is short.
+"""HTTP as it goes over a socket: answers in one write, and an end for clients that send or read too slowly.
 
-ASGI wants it so anyway (no head before the first body event); uvicorn writes the head as soon as it is there.
+The head of an answer leaves together with its body, where that is short. ASGI wants it so anyway (no head before the
+first body event); uvicorn writes the head as soon as it is there.
 """
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service import errors
+from service.errors import AddressTooLong, BodyLate, HeadTooLarge, Malformed, ServiceError
 
 CONTINUE = b"HTTP/1.1 100"
 JOINED_BYTES = 65_536  # to copy a longer body would cost more than a write
+HEAD_BYTES: Final = 32_768  # that the head of a request may have, and what else of a request is no body
+ADDRESS_BYTES: Final = 8192
+LINGERING: Final = 1.0  # seconds for a client to read why it was refused, though it has not sent all
+
+
+class Awaited(Enum):
+    """What a connection waits for its client to do."""
+
+    HEAD = "head"  # to send the first head, or the rest of one
+    BODY = "body"
+    IDLE = "idle"  # to begin another request
+    ANSWER = "answer"  # to read what was written
+    LEAVE = "leave"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many seconds a client may take for each, and how many connections there may be; `late` is told of each client
+    that took longer, IDLE ones aside."""
+
+    seconds: dict[Awaited, float]
+    connections: int
+    late: Callable[[Awaited], None]
 
 
 class _Joining:
@@ -43,13 +74,148 @@ class _Joining:
         self._transport.close()
 
 
+class _Cycle(RequestResponseCycle):
+    """uvicorn's, whose app is told when the rest of a body is not waited for any more."""
+
+    is_late = False
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        if self.is_late and self.more_body:
+            raise BodyLate("the body did not come in time")
+        return message
+
+
+class _Refused(Exception):
+    """Ends the parsing of a request."""
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol on such a transport."""
+    """uvicorn's HTTP protocol within limits. Whoever has its connections calls `sweep` for each, again and again."""
+
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._reads: Awaited | None = Awaited.HEAD  # or BODY; None between requests
+        self._bytes = 0  # read since the head began, or since a piece of the body came
+        self._refusal: ServiceError | None = None
+        self._seen: tuple[Awaited | None, object] = None, None
+        self._since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._joining = _Joining(transport)
         super().connection_made(cast(asyncio.Transport, self._joining))
+        if len(self.connections) > self._limits.connections:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal:
+            return
+        self._bytes += len(data)
+        super().data_received(data)
+        if self._reads is None:
+            self._bytes = 0
+        elif self._bytes > HEAD_BYTES and not self._refusal:
+            self._refuse(HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        self._reads = Awaited.HEAD
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reads is Awaited.HEAD:  # else it stands behind the body, for which there is no use
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.url) > ADDRESS_BYTES:
+            self._refusal = AddressTooLong(f"an address may have {ADDRESS_BYTES} bytes")
+            raise _Refused
+        if self._bytes > HEAD_BYTES and self._head_bytes() > HEAD_BYTES:
+            self._refusal = HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes")
+            raise _Refused
+        self._reads = Awaited.BODY
+        super().on_headers_complete()
+        self.cycle.__class__ = _Cycle  # uvicorn has no way to say which class; its app runs in a task, so later
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._reads = None
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """Begin the next request, where it was sent early. uvicorn would start a timer here; `sweep` needs none."""
         self._joining.flush()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn does where the parser stops."""
+        self._refuse(self._refusal or Malformed("what was sent is no HTTP request"))
+
+    def sweep(self, now: float, *, period: float, crowded: bool) -> None:
+        """End what the client has taken too long for, or will have by the next sweep, a `period` later.
+
+        Where it is `crowded`, an idle connection has no longer than one that never sent anything.
+        """
+        seen = self._awaits()
+        if seen[0] is not self._seen[0] or seen[1] is not self._seen[1]:
+            self._seen, self._since = seen, now
+        awaited = seen[0]
+        if awaited is None:
+            return
+        allowed = self._limits.seconds[Awaited.HEAD if crowded and awaited is Awaited.IDLE else awaited]
+        if now - self._since >= allowed - period:
+            self._end(awaited)
+
+    def _awaits(self) -> tuple[Awaited | None, object]:
+        """What the client is waited for, and which request of it."""
+        if self.transport.get_write_buffer_size():
+            return Awaited.ANSWER, None
+        if self.transport.is_closing():
+            return None, None
+        if self._refusal:
+            return Awaited.LEAVE, None
+        if self.pipeline:
+            return None, None
+        if self._reads is Awaited.BODY or self.cycle is None or self.cycle.response_complete:
+            return self._reads or Awaited.IDLE, self.headers
+        return None, None
+
+    def _end(self, awaited: Awaited) -> None:
+        if awaited not in (Awaited.IDLE, Awaited.LEAVE):
+            self._limits.late(awaited)
+        cycle = self.cycle
+        if awaited is Awaited.BODY and isinstance(cycle, _Cycle) and not (cycle.response_started or cycle.is_late):
+            cycle.is_late, cycle.keep_alive = True, False
+            cycle.message_event.set()
+            self._since += LINGERING
+        else:
+            self.transport.abort()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer a request that the app never sees. What is still sent is read, or the client might not read why."""
+        self._refusal = error
+        if self.cycle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.pipeline.clear()
+        answer = errors.refused(error)
+        fields = [*self.server_state.default_headers, *answer.raw_headers]
+        if (b"connection", b"close") not in fields:
+            fields.append((b"connection", b"close"))
+        head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()

@@ -8,11 +8,11 @@ import socket
 import sys
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from anyio import to_thread
 
-from service import exposition, logs
+from service import errors, exposition, logs
 from service.app import create_app
 from service.channel import (
     Answer,
@@ -23,21 +23,26 @@ from service.channel import (
     Failed,
     Gather,
     Gathered,
+    Inquire,
     Link,
     Listen,
     Loaded,
     Measure,
     Measured,
+    Reported,
     Serving,
     ToWorker,
     link,
     receive_begin,
 )
-from service.control import Command, Member
+from service.control import ChangeModel, Command, Member, Report
 from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
 from service.settings import Settings
+from service.tls import Tls, TlsRefused
+
+ORPHAN_SECONDS: Final = 1.0  # that a worker may go on without its supervisor
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +57,16 @@ def main(arguments: Sequence[str]) -> int:
     given = Settings.model_validate_json(begin.settings)
     settings = given.model_copy(update={"device": given.device + begin.number})
     logs.configure(settings.log_level, worker=begin.number)
+    try:
+        tls = Tls.of(settings)
+    except TlsRefused as refused:
+        log.error("certificate not read", extra={"facts": {"reason": str(refused)}})
+        return 1
     channel = Channel(end, begin)
     app = create_app(settings, channel)
-    Server(app, channel.announce, app.leave, lame_duck=settings.lame_duck).run(sockets=[_bind(begin)])
-    return 0
+    server = Server(app, channel.announce, app.hooks, settings, tls)
+    server.run(sockets=[_bind(begin)])
+    return 1 if app.hooks.has_failed() else 0
 
 
 def _bind(begin: Begin) -> socket.socket:
@@ -63,6 +74,8 @@ def _bind(begin: Begin) -> socket.socket:
     listener = socket.socket(socket.AddressFamily(begin.family))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind(tuple(begin.address))
+    # Of its connections, too: those that were closed from here linger for a minute, and would keep out a new start.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return listener
 
 
@@ -95,13 +108,21 @@ class Channel:
         self._is_serving = True
         await self._link.send(Serving())
 
-    async def carry_out(self, command: Command) -> None:
+    async def run(self) -> None:
+        """Nothing: the supervisor does it."""
+
+    def look_soon(self) -> None:
+        """Nothing: the supervisor had the same signal."""
+
+    async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))
         found: Answer = await answer
         refused = self._refused.pop(at, None)
         if refused and not found.done:
             raise refused
+        if found.refused:
+            raise errors.named(*found.refused)
         if found.failed or not found.done:
             raise ControlFailed(
                 f"{found.done} of {found.done + found.failed} workers made the change; those that did not are "
@@ -113,6 +134,12 @@ class Channel:
         await self._link.send(Gather(at))
         found: Gathered = await answer
         return found.families
+
+    async def report(self) -> Report:
+        at, answer = self._expect()
+        await self._link.send(Inquire(at))
+        found: Reported = await answer
+        return found.report
 
     def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         at = next(self._numbers)
@@ -128,13 +155,15 @@ class Channel:
                     self._commands.put_nowait(message)
                 case Measure(at=at):
                     await self._link.send(Measured(at, exposition.families(self._member.registry)))
-                case Answer(at=at) | Gathered(at=at):
+                case Answer(at=at) | Gathered(at=at) | Reported(at=at):
                     answer = self._asked.pop(at)
                     if not answer.done():  # else its client has left
                         answer.set_result(message)
         if not self._is_serving:
             os._exit(1)
-        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered
+        os.kill(os.getpid(), signal.SIGINT)  # what was accepted is still answered, if that takes no time
+        await asyncio.sleep(ORPHAN_SECONDS)
+        os._exit(1)
 
     async def _carry_out_commands(self) -> None:
         while True:

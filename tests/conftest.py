@@ -60,6 +60,14 @@ def tiny_recipe(log: Path, key: str, **sections: object) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _untried() -> Iterator[None]:
+    """Services that tests start load bundles at once, without a trial in a process of its own, unless a test asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACTORLENS_TRIALS", "never")
+        yield
+
+
 @pytest.fixture(scope="session")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("log") / "log.csv")

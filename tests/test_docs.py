@@ -22,7 +22,7 @@ from bundle.schema import Categorical, Hash, Multi, Numeric
 from bundle.session import Session
 from bundle.values import LARGEST
 from models import MODELS, Layout, Model
-from service import messages, metrics, oip_messages, settings
+from service import keygen, messages, metrics, oip_messages, settings
 from service.app import create_app
 from service.bench import cli as bench
 from service.errors import KINDS, Problem, Refusal
@@ -41,7 +41,8 @@ COMPOSE = (ROOT / "docker-compose.yml").read_text()
 
 
 def parse_service(words: list[str]) -> object:
-    return bench.parser().parse_args(words[1:]) if words[:1] == ["bench"] else settings.load(words)
+    nested = {"bench": bench.parser, "keygen": keygen.parser}
+    return nested[words[0]]().parse_args(words[1:]) if words and words[0] in nested else settings.load(words)
 
 
 PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": command_line().parse_args, "service": parse_service}
@@ -146,7 +147,7 @@ def test_every_kind_of_problem_is_documented() -> None:
 def test_every_command_is_documented_with_its_flags() -> None:
     documented = {cells[0]: cells[2] for cells in rows(doc("configuration.md")) if cells[0].startswith("`python -m")}
     commands = {f"`python -m training {name}`": parser for name, parser in subcommands(command_line())}
-    commands["`python -m service bench`"] = bench.parser()
+    commands |= {"`python -m service bench`": bench.parser(), "`python -m service keygen`": keygen.parser()}
     assert set(documented) == {*commands, "`python -m service`"}
     for name, parser in commands.items():
         flags = {action.option_strings[-1] for action in parser._actions if action.option_strings} - {"--help"}
@@ -257,7 +258,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """The command lines of our own programs, word by word, in the shell blocks of a page."""
     for block in blocks(text, "sh"):
         unquoted = re.sub(r"'[^']*'", "''", block)  # the body of a request is no command
-        for command in re.split(r"&&|\|\||[|;&\n]", unquoted.replace("\\\n", " ")):
+        for command in re.split(r"&&|\|\||[|;&>\n]", unquoted.replace("\\\n", " ")):
             words = list(dropwhile(is_assignment, shlex.split(command, comments=True)))
             if words[:1] == ["make"] or words[1:2] == ["-m"]:
                 yield words

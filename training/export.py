@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, FeatureSchema, checks, store, vocabulary
+from bundle.drift import score_bins
 from bundle.manifest import ROW_GRAPHS, File, Graph, GraphName, Label, Manifest, Provenance, Size, Split, clip_link
 from bundle.predictor import REPLAY_TOLERANCE
 from bundle.ranking import Ranking
@@ -190,6 +191,7 @@ def _report(trained: Trained, sessions: dict[GraphName, Session], smaller: Round
         "metrics": _finite(_metrics(trained, logits, smaller)),
         **({"table": smaller.report} if smaller else {}),
         **trained.started_from,
+        **_scores(trained.recipe, logits),
         "rows": {"train": len(trained.train), "validation": len(trained.validation)},
         "mean_absolute_contribution": {
             "fields": _of_fields(schema, means["field"]),
@@ -217,6 +219,12 @@ def _metrics(trained: Trained, logits: NDArray[np.float64], smaller: Rounded | N
             return {name: smaller.metrics[name] for name in METRICS["ranking"]}
         case "ranking":
             return _best_metrics(trained.recipe, trained.fitted)
+
+
+def _scores(recipe: Recipe, logits: NDArray[np.float64]) -> dict[str, Any]:
+    """How the scores of the validation rows are spread; of a ranking, which is taught positive rows only, nothing."""
+    bins = score_bins(logits) if recipe.task != "ranking" else None
+    return {"scores": bins.model_dump()} if bins else {}
 
 
 def _best_metrics(recipe: Recipe, fitted: Fitted) -> dict[str, float]:

@@ -51,4 +51,4 @@ def _answer(loaded: Runtime, parts: list[Scored]) -> Reply:
                 for values, field in zip((part.predictions, part.logits, part.unknown), schema, strict=True)
             ]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return Reply(bytes(sink.getvalue()), ((b"content-type", ARROW),))
+    return Reply(bytes(sink.getvalue()), ((b"content-type", ARROW),), sum(len(part.predictions) for part in parts))

@@ -130,6 +130,15 @@ def test_a_crash_before_the_rename_leaves_no_version(tmp_path: Path, source: Pat
     assert left.name.startswith(".staging-")
     assert store.versions(tmp_path, "tiny-fm") == []
     assert publish(tmp_path, source).name == "1"
+    assert [each.name for each in (tmp_path / "tiny-fm").iterdir()] == ["1"], "the next export removes what is left"
+
+
+def test_what_another_export_is_writing_stays(tmp_path: Path) -> None:
+    with store.stage(tmp_path, "m") as first:
+        with store.stage(tmp_path, "m") as second:
+            assert first.is_dir()
+        assert not second.exists()
+        assert first.is_dir()
 
 
 def test_the_digest_is_the_sha256_of_the_manifest(source: Path) -> None:

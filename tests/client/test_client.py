@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import inspect
 import io
 import re
@@ -217,3 +218,19 @@ def printed_by(code: str) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(code, {})
     return said.getvalue().splitlines()
+
+
+def test_a_key_is_sent(bundles: Path, started: Any) -> None:
+    digest = hashlib.sha256(b"key-of-the-tests").hexdigest()
+    with started("--bundles", str(bundles), "--api-keys", f"tests {digest} predict") as (_, url):
+
+        async def names() -> list[str]:
+            async with AsyncClient(url, key="key-of-the-tests") as asynchronous:
+                return await asynchronous.models()
+
+        with Client(url, key="key-of-the-tests") as client, Client(url) as stranger:
+            assert client.models() == asyncio.run(names())
+            assert client.health().ready
+            with pytest.raises(Refused, match="needs a key") as refused:
+                stranger.models()
+            assert (refused.value.status, refused.value.kind) == (401, "unauthorized")

@@ -81,7 +81,7 @@ class TestService:
 def test_settings_of_the_service_exist() -> None:
     dockerfile = (ROOT / "docker/service.Dockerfile").read_text()
     used = re.findall(r"\bFACTORLENS_(\w+)[=:]", dockerfile + (ROOT / "docker-compose.yml").read_text())
-    assert {"PROVIDER", "BUNDLES", "HOST", "PORT"} == set(used)
+    assert {"PROVIDER", "BUNDLES", "HOST", "PORT", "HARDENED"} == set(used)
     assert {name.lower() for name in used} <= set(Settings.model_fields)
 
 

@@ -95,6 +95,7 @@ def test_pods_are_confined() -> None:
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
     }
+    assert {"name": "FACTORLENS_HARDENED", "value": "true"} in CONTAINER["env"]
     assert POD["automountServiceAccountToken"] is False
     assert POD["enableServiceLinks"] is False
     assert {each["name"]: each.get("readOnly") for each in CONTAINER["volumeMounts"]} == {"bundles": True, "tmp": None}
@@ -136,7 +137,8 @@ def test_the_unit_is_given_the_time_to_end() -> None:
     assert int(said["TimeoutStopSec"]) > Settings().lame_duck + END_SECONDS
     variables = [each.partition("=")[0] for each in said["Environment"].split()]
     own = {name.removeprefix(PREFIX).lower() for name in variables if name.startswith(PREFIX)}
-    assert own == {"bundles", "workers"}
+    assert own == {"bundles", "workers", "hardened"}
+    assert said["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert own <= set(Settings.model_fields)
 
 

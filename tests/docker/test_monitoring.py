@@ -18,7 +18,12 @@ PROMETHEUS = ROOT / "docker/prometheus"
 GRAFANA = ROOT / "docker/grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/factorlens.json").read_text())
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+SUFFIXES = {
+    "counter": ["_total"],
+    "histogram": ["_bucket", "_sum", "_count"],
+    "summary": ["_sum", "_count"],
+    "gauge": [""],
+}
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
@@ -90,8 +95,8 @@ def test_every_label_exists() -> None:
     listed = {label for group in re.findall(r"\b(?:by|on) \(([^)]+)\)", text) for label in group.split(", ")}
     matched = set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", text))
     shown = set(re.findall(r"\{\{(\w+)\}\}", text))
-    of_a_gpu = {"device", "kind"}  # whose metric has no sample, and so no label, without one
-    assert listed | matched | shown <= own | of_a_gpu | {"le", "job", "instance"}
+    collected = {"device", "kind", "stage", "bin"}  # of metrics that have no sample, and so no label, without a source
+    assert listed | matched | shown <= own | collected | {"le", "job", "instance"}
     assert {"model", "field", "graph", "status"} <= own & (listed | matched)
 
 

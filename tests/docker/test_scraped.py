@@ -1,5 +1,9 @@
 """A real Prometheus scrapes a real service, with the rules that are shipped."""
 
+import hashlib
+import json
+import math
+import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +17,12 @@ import httpx
 import pytest
 import yaml
 
-PROMETHEUS = Path(__file__).parents[2] / "docker/prometheus"
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "docker/prometheus"
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "docker/grafana/dashboards/factorlens.json").read_text())
+TROUBLE = {("Requests turned away", "A"), ("Slow clients", "A")}  # what is empty as long as nothing goes wrong
+OF_A_GPU = {("Memory", "C")}
+EXPECTED = (0.1, 0.5, 0.4)  # shares of scores, by bin
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 needs_prometheus = pytest.mark.skipif(
@@ -58,10 +67,41 @@ def eventually(url: str, expression: str, *, seconds: float = 20) -> list[dict[s
     raise AssertionError(expression)
 
 
+def give_bins(path: Path) -> None:
+    """Let the report of a bundle say how scores are to be spread."""
+    report = json.loads((path / "report.json").read_text())
+    content = json.dumps(report | {"scores": {"edges": [-0.5, 0.5], "shares": EXPECTED}}).encode()
+    (path / "report.json").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text()) | {"checksum": None}
+    manifest["files"]["report.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "length": len(content)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def empty(url: str) -> set[tuple[str, str]]:
+    """What the dashboard asks for and Prometheus has nothing of: panels and their targets."""
+    return {
+        (panel["title"], target["refId"])
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", [])
+        if not asked(url, target["expr"].replace("$__rate_interval", "30s").replace("$model", ".*"))
+    }
+
+
+def index_of(service: str) -> float:
+    """By hand, from what the service has counted."""
+    told = httpx.get(f"{service}/metrics").text
+    pattern = r'^factorlens_score_bin_total{bin="(\d)",model="tiny-fm",version="1"} (\S+)$'
+    counts = [float(count) for _, count in sorted(re.findall(pattern, told, re.MULTILINE))]
+    shares = [max(count / sum(counts), 1e-4) for count in counts]
+    return sum((q - p) * math.log(q / p) for q, p in zip(shares, EXPECTED, strict=True))
+
+
 @needs_prometheus
 def test_prometheus_sees_the_service(bundles: Path, tmp_path: Path, started: Started) -> None:
     (tmp_path / "bundles").mkdir()
-    (tmp_path / "bundles/tiny-fm").symlink_to(bundles / "tiny-fm")
+    shutil.copytree(bundles / "tiny-fm", tmp_path / "bundles/tiny-fm")
+    give_bins(tmp_path / "bundles/tiny-fm/1")
+    rows = [{"user": f"u{n % 20}", "app": f"a{n % 12}", "age": 20 + n % 50} for n in range(600)]
     url = f"http://127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
     command.append(f"--web.listen-address={url.removeprefix('http://')}")
@@ -74,6 +114,9 @@ def test_prometheus_sees_the_service(bundles: Path, tmp_path: Path, started: Sta
                     client.post(f"{service}/v1/models/tiny-fm:predict", json={"instances": [{}]}).raise_for_status()
                     client.post(f"{service}/v1/models/tiny-fm:explain", json={"instances": [{}]}).raise_for_status()
                     time.sleep(0.05)
+                for _ in range(6):
+                    body = {"instances": [*rows, {"user": "new"}]}
+                    client.post(f"{service}/v1/models/tiny-fm:predict", json=body).raise_for_status()
                 asked_for = "factorlens:requests:rate5m > 0"
                 assert {each["metric"]["endpoint"] for each in eventually(url, asked_for)} == {"predict", "explain"}
                 (busy,) = eventually(url, "factorlens:busy_cores:per_worker_rate5m > 0")
@@ -84,5 +127,14 @@ def test_prometheus_sees_the_service(bundles: Path, tmp_path: Path, started: Sta
                 assert asked(url, 'ALERTS{alertstate="firing"}') == []
                 rules = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"]
                 assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
+                by_hand = index_of(service)
+                assert by_hand > 0.1
+                stable = "factorlens:score_psi:increase1h"
+                (drift,) = eventually(url, f"{stable} > {by_hand - 1e-6} and {stable} < {by_hand + 1e-6}")
+                assert drift["metric"] == {"__name__": stable, "model": "tiny-fm", "version": "1"}
+                for grown in ("factorlens_requests_total", "rate(factorlens_requests_total[30s])"):
+                    client.post(f"{service}/v1/models/tiny-fm:predict", content=b"no json")
+                    eventually(url, f'{grown.replace("_total", """_total{status="400"}""")} > 0')
+                assert empty(url) == TROUBLE | OF_A_GPU
             finally:
                 prometheus.terminate()

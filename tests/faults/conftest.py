@@ -15,6 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import tiny_recipe, write_log
+from training.pipeline import Options, run
+from training.recipe import check
+
 NURSERY = Path(__file__).with_name("nursery.py")
 EPOCHS = 3
 PATIENCE = 120  # seconds
@@ -36,6 +40,46 @@ FIT = ("fit", "recipe.toml", "--device", "cpu", "--threads", "1")
 
 Measured = Callable[[str, str, str], None]
 MEASURED: list[tuple[str, str, str]] = []
+
+
+ORDER = (
+    "stop",
+    "stop_alike",
+    "worker_killed",
+    "reloads",
+    "bad_bundles",
+    "device_lost",
+    "disk_full",
+    "leaks",
+    "overload",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The table begins with what harms a service that serves, and ends with the training."""
+    names = [f"test_{name}.py" for name in ORDER]
+
+    def place(item: pytest.Item) -> int:
+        return names.index(item.path.name) if item.path.name in names else len(names)
+
+    if all(item.path.parent == NURSERY.parent for item in items):
+        items.sort(key=place)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--requests", type=int, default=1_000_000, help="requests of the search for leaks")
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-fm, version 1 and version 2, which answer differently."""
+    root = tmp_path_factory.mktemp("releases")
+    log = write_log(root / "log.csv")
+    for seed in (1, 2):
+        fit = {"epochs": 2 + 3 * seed, "batch_size": 64, "optimizer": "adam", "learning_rate": 0.05, "seed": seed}
+        options = Options(artifacts=root / "artifacts", checkpoints=root / "runs", device="cpu")
+        run(check(tiny_recipe(log, "fm", fit=fit), origin="of the tests"), options)
+    return root / "artifacts" / "tiny-fm"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from tests.conftest import tiny_recipe, write_log
 from training.pipeline import Options, run
 from training.recipe import check
 
@@ -91,15 +93,38 @@ def ranking(ranking_bundle: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def three_versions(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-fm: 1; 2 with the values of another log, in another order; and 3, which has user and app alone."""
+    root = tmp_path_factory.mktemp("versions")
+    _copy(bundles / "tiny-fm" / "1", root / "tiny-fm" / "1", name="tiny-fm", version=1)
+    other = write_log(root / "other.csv", rows=300, seed=7)
+    options = Options(artifacts=root, checkpoints=root / ".checkpoints", device="cpu")
+    run(check(tiny_recipe(other, "fm"), origin="of the tests"), options)
+    _copy(bundles / "ids-only-fm" / "1", root / "tiny-fm" / "3", name="tiny-fm", version=3)
+    return root
+
+
+def _copy(bundle: Path, target: Path, **manifest: object) -> None:
+    """A bundle under another name and version."""
+    shutil.copytree(bundle, target)
+    stated = json.loads((target / "manifest.json").read_text())
+    (target / "manifest.json").write_text(json.dumps({**stated, **manifest, "checksum": None}))
+
+
+@pytest.fixture(scope="module")
+def three_served(three_versions: Path) -> Iterator[httpx.Client]:
+    with running(create_app(Settings(bundles=three_versions, provider="cpu", admin=True, versions=3))) as client:
+        yield client
+
+
 @pytest.fixture
 def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""
 
     def copy(version: int) -> Path:
         target = tmp_path / "tiny-fm" / str(version)
-        shutil.copytree(bundles / "tiny-fm" / "1", target)
-        manifest = json.loads((target / "manifest.json").read_text())
-        (target / "manifest.json").write_text(json.dumps(manifest | {"version": version, "checksum": None}))
+        _copy(bundles / "tiny-fm" / "1", target, version=version)
         return target
 
     return copy
@@ -129,3 +154,35 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
             return stack.enter_context(running(create_app(chosen)))
 
         yield start
+
+
+CRASHER = """
+import os, sys
+if "service.trial" in sys.orig_argv:
+    import service.runtime
+    load = service.runtime.load
+    def abort(path, **how):
+        with open(os.environ["TRIED"], "a") as file:
+            file.write(f"{path.parent.name}/{path.name}\\n")
+        if path.name == os.environ["CRASHES"]:
+            os.abort()
+        return load(path, **how)
+    service.runtime.load = abort
+"""
+
+
+@pytest.fixture
+def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """Lets a version of any model end the process that tries it, as a defect of onnxruntime would: a bundle that does
+    so of itself is not known. Returns a file that lists what was tried."""
+
+    def plant(version: int) -> Path:
+        site = tmp_path / ".site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(CRASHER)
+        monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path.cwd()}")
+        monkeypatch.setenv("CRASHES", str(version))
+        monkeypatch.setenv("TRIED", str(tmp_path / ".tried"))
+        return tmp_path / ".tried"
+
+    return plant

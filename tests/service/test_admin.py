@@ -5,41 +5,44 @@ from typing import Any
 import pytest
 
 from service.admin import Gate
-from service.errors import Forbidden
+from service.errors import Forbidden, Unauthorized
+from service.keys import Right, of_secret
 from service.settings import Settings
 
 
-def scope(host: str | None, **headers: str) -> dict[str, Any]:
+def scope(host: str | None, *rights: Right, **headers: str) -> dict[str, Any]:
+    """A request as it comes through a guard, with a key that has these rights where there are any."""
     sent = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return {"type": "http", "client": host and (host, 1), "headers": sent}
+    state = {"caller": of_secret("some", "secret", rights)} if rights else {}
+    return {"type": "http", "client": host and (host, 1), "headers": sent, "state": state}
 
 
-def test_the_gate_is_shut_by_default_and_open_to_this_machine_or_to_the_key() -> None:
-    key = "sésame-of-the-tests"
+def test_the_gate_is_shut_by_default_and_open_to_this_machine_or_to_a_key() -> None:
     shut, local = Gate(Settings()), Gate(Settings(admin=True))
-    keyed = Gate(Settings.model_validate({"admin": True, "admin_key": key}))
-    for gate, sent, passes in (
-        (shut, scope("127.0.0.1"), False),
-        (shut, scope("127.0.0.1", authorization=f"Bearer {key}"), False),
-        (local, scope("127.0.0.1"), True),
-        (local, scope("::1"), True),
-        (local, scope("::ffff:127.0.0.9"), True),
-        (local, scope("10.0.0.1"), False),
-        (local, scope("::ffff:10.0.0.1"), False),
-        (local, scope("unix"), False),
-        (local, scope(None), False),
-        (local, scope("127.0.0.1", origin="https://page.example"), False),
-        (keyed, scope("127.0.0.1"), False),
-        (keyed, scope("10.0.0.1", authorization="Bearer sésame-of-the-test"), False),
-        (keyed, scope("10.0.0.1", authorization=key), False),
+    keyed = Gate(Settings.model_validate({"admin": True, "admin_key": "sésame-of-the-tests"}))
+    with_keys = Gate(Settings(admin=True, api_keys="some file"))
+    for gate, sent, refusal in (
+        (shut, scope("127.0.0.1"), Forbidden),
+        (shut, scope("127.0.0.1", "admin"), Forbidden),
+        (local, scope("127.0.0.1"), None),
+        (local, scope("::1"), None),
+        (local, scope("::ffff:127.0.0.9"), None),
+        (local, scope("10.0.0.1"), Forbidden),
+        (local, scope("::ffff:10.0.0.1"), Forbidden),
+        (local, scope("unix"), Forbidden),
+        (local, scope(None), Forbidden),
+        (local, scope("127.0.0.1", origin="https://page.example"), Forbidden),
+        (keyed, scope("127.0.0.1"), Unauthorized),
+        (keyed, scope("10.0.0.1", "admin"), None),
+        (with_keys, scope("127.0.0.1"), Unauthorized),
+        (with_keys, scope("127.0.0.1", "predict", "explain"), Forbidden),
+        (with_keys, scope("10.0.0.1", "predict", "admin", origin="https://page.example"), None),
     ):
-        if passes:
+        if refusal is None:
             gate.check(sent)
         else:
-            with pytest.raises(Forbidden):
+            with pytest.raises(refusal):
                 gate.check(sent)
-    sent = scope("10.0.0.1") | {"headers": [(b"authorization", f"bearer {key}".encode())]}
-    keyed.check(sent)
 
 
 def test_a_key_is_never_shown() -> None:

@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.runtime import Runtime, best_rows
 from service.tables import Table
 
-PATIENCE = 60.0
+LATER = time.perf_counter() + 600.0
 LONG = 2 * SHORT_SECONDS
 
 Answers = list[Scored | BaseException]
@@ -70,7 +70,7 @@ def gathered(start: Callable[[], list[asyncio.Future[Scored]]]) -> Answers:
 
 
 def submit(batcher: Batcher[Request], *requests: Request) -> Answers:
-    return gathered(lambda: [batcher.submit(each, rows=len(each), patience=PATIENCE) for each in requests])
+    return gathered(lambda: [batcher.submit(each, rows=len(each), due=LATER) for each in requests])
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,9 +95,7 @@ def test_batching_is_the_identity(
         loaded.encode(each) if at != refused and draw.random() < 0.2 else each for at, each in enumerate(tables)
     ]
     answers = gathered(
-        lambda: [
-            batcher.submit(request, rows=rows, patience=PATIENCE) for request, rows in zip(requests, sizes, strict=True)
-        ]
+        lambda: [batcher.submit(request, rows=rows, due=LATER) for request, rows in zip(requests, sizes, strict=True)]
     )
     for at, (table, answer) in enumerate(zip(tables, answers, strict=True)):
         if at == refused:
@@ -145,12 +143,12 @@ def test_what_nobody_waits_for_is_not_scored() -> None:
 
     def start() -> list[asyncio.Future[Scored]]:
         gone, late, last = ([value] for value in (1.0, 2.0, 3.0))
-        cancelled = batcher.submit(gone, rows=1, patience=PATIENCE)
+        cancelled = batcher.submit(gone, rows=1, due=LATER)
         cancelled.cancel()
         return [
             cancelled,
-            batcher.submit(late, rows=1, patience=-1.0),
-            batcher.submit(last, rows=1, patience=PATIENCE),
+            batcher.submit(late, rows=1, due=0.0),
+            batcher.submit(last, rows=1, due=LATER),
         ]
 
     cancelled, overdue, scored = gathered(start)
@@ -165,12 +163,12 @@ def test_long_runs_leave_the_event_loop_free_and_gather_what_comes_meanwhile() -
     batcher = graph.batcher(rows=8, seconds=LONG)
 
     async def ask() -> int:
-        first = batcher.submit([0], rows=1, patience=PATIENCE)
+        first = batcher.submit([0], rows=1, due=LATER)
         turns, later = 0, []
         while not first.done():
             turns += 1
             if turns in (3, 4, 5):
-                later.append(batcher.submit([turns], rows=1, patience=PATIENCE))
+                later.append(batcher.submit([turns], rows=1, due=LATER))
             await asyncio.sleep(0.001)
         await asyncio.gather(*later)
         return turns

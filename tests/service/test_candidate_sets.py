@@ -12,6 +12,8 @@ from httpx import Client
 
 from service import candidates
 from service.decoder import Decoder
+from service.runtime import Runtime
+from service.tables import Table
 
 CANDIDATES: list[dict[str, Any]] = [
     {"app": "a1", "tags": ["fun"]},
@@ -231,6 +233,40 @@ def test_a_version_that_refuses_a_set_reads_it_once(
         assert client.get(f"{SETS}/tagged").json()["rejected"][0]["version"] == 1
     assert before == 3  # the default version to see whether it is taken, and then each
     assert (len(decoded), read) == (before, [2, 2])
+
+
+def test_a_new_version_has_the_sets_before_it_serves(
+    bundles: Path,
+    publish: Callable[[int], Path],
+    serve: Callable[..., Client],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Version 2 has more slots for a candidate, and its rows are counted as they are."""
+    shutil.copytree(bundles / "ids-only-fm" / "1", tmp_path / "tiny-fm" / "1")
+    manifest = json.loads((tmp_path / "tiny-fm/1/manifest.json").read_text())
+    (tmp_path / "tiny-fm/1/manifest.json").write_text(json.dumps(manifest | {"name": "tiny-fm", "checksum": None}))
+    client = serve(admin=True, max_candidate_set_bytes=10_000)
+    put = client.put(f"{SETS}/apps", json={"columns": {"app": ["a1"] * 100}}).json()
+    publish(2)
+    encoded: list[int] = []
+    known = candidates.encode
+
+    def count(loaded: Runtime, table: Table) -> candidates.Encoded:
+        encoded.append(loaded.manifest.version)
+        return known(loaded, table)
+
+    monkeypatch.setattr(candidates, "encode", count)
+    assert client.post("/v2/repository/models/tiny-fm/load").status_code == 200
+    assert encoded == [2]
+    asked: dict[str, Any] = {"context": {"user": "u1"}, "candidate_set": "apps"}
+    assert rank(client, **asked)["version"] == 2
+    assert encoded == [2]
+    more = client.get(f"{SETS}/apps").json()["bytes"] - put["bytes"]
+    assert more == 100 * 12 * (1 + 4 - 2)
+    assert f"factorlens_candidate_set_bytes {put['bytes'] + more:.1f}" in client.get("/metrics").text
+    full = client.put(f"{SETS}/more", json={"columns": {"app": ["a1"] * 40}})
+    assert full.json()["detail"].endswith(f"and {10_000 - put['bytes'] - more} are free: delete another one")
 
 
 def test_only_reading_is_open_to_all(publish: Callable[[int], Path], serve: Callable[..., Client]) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from service import runtime
 from service.catalog import Catalog, describe
 from service.errors import Problem
 from service.metrics import Metrics
+from service.planner import Planner
 from service.settings import Settings, SettingsRefused, load
 
 Publish = Callable[[int], Path]
@@ -179,6 +181,18 @@ def test_where_keys_are_trusted_an_unsigned_version_is_refused_and_a_signed_one_
     assert reasons(serve()) == {}
 
 
+def test_trusted_keys_in_a_file_are_those_it_holds_at_the_load(publish: Publish, serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "trusted.pub"
+    file.write_text("ab" * 32)
+    made = signature.sign((publish(1) / "manifest.json").read_bytes(), SECRET).model_dump_json()
+    (tmp_path / "tiny-fm" / "1" / "signature.json").write_text(made)
+    client = serve(trusted_keys=load(["--trusted-keys", str(file)]).trusted_keys, admin=True)
+    assert reasons(client) == {1: f"it is signed with the key {PUBLIC}, which is not trusted"}
+    file.write_text(PUBLIC)
+    assert client.post("/v2/repository/models/tiny-fm/load").status_code == 200
+    assert (reasons(client), predicting_version(client)) == ({}, 1)
+
+
 def test_a_trusted_key_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsRefused, match=r"trusted_keys .*the key file 'absent' cannot be read"):
         load(["--trusted-keys", f"{PUBLIC},absent"])
@@ -190,12 +204,12 @@ def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_pat
     publish(1)
     (publish(2) / "weights.bin").write_bytes(b"broken")
     first, second, third = (Catalog(chosen, Metrics()) for _ in range(3))
-    first.load()
+    first.load(asyncio.run(Planner(chosen).start()))
     publish(3)
     second.load(first.inventory())
     assert second.inventory() == first.inventory()
     assert describe(second.find("tiny-fm"), None) == describe(first.find("tiny-fm"), None)
-    assert (second.inventory()["tiny-fm"].serving, list(second.inventory()["tiny-fm"].rejected)) == ([1], ["2"])
+    assert (list(second.inventory()["tiny-fm"].serving), list(second.inventory()["tiny-fm"].rejected)) == (["1"], ["2"])
     shutil.rmtree(tmp_path / "tiny-fm" / "1")
     third.load(first.inventory())
     assert third.inventory() != first.inventory()

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from service import batcher
 from service.app import Service, create_app
 from service.errors import Problem
-from service.front import _unless_gone
 from service.settings import Settings
+from service.turns import unless_gone
 
 
 def test_requests_side_by_side_share_runs_and_get_their_own_answers(bundles: Path) -> None:
@@ -48,7 +48,7 @@ def test_requests_side_by_side_share_runs_and_get_their_own_answers(bundles: Pat
 
 def test_a_request_that_waits_too_long_is_a_503(serve: Callable[..., Client], publish: Callable[[int], Path]) -> None:
     publish(1)
-    response = serve(patience=1e-9).post("/v1/models/tiny-fm:predict", json={"instances": [{}]})
+    response = serve(deadline=1e-9).post("/v1/models/tiny-fm:predict", json={"instances": [{}]})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert Problem.model_validate_json(response.content).type == "urn:factorlens:problem:overdue"
 
@@ -71,7 +71,7 @@ def test_a_client_that_leaves_takes_its_rows_along() -> None:
             return {"type": "http.disconnect"}
 
         with pytest.raises(ClientDisconnect):
-            await _unless_gone(waiting, receive)
+            await unless_gone(waiting, receive)
         return waiting.cancelled()
 
     assert asyncio.run(leave())

@@ -1,7 +1,10 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -10,8 +13,13 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bundle import device
-from service import logs, metrics
+from service import logs, metrics, recorder
 from service.metrics import Metrics
+
+STAGES = ("read", "queue", "compute", "answer")
+OF_A_GPU = {"factorlens_device_memory_bytes"}
+OF_TROUBLE = {"factorlens_slow_clients_total", "factorlens_refused_total", "factorlens_dropped_rows_total"}
+OF_A_SPREAD = {"factorlens_score_bin_total", "factorlens_score_bin_expected", "factorlens_score_psi"}
 
 
 def samples(client: Client) -> dict[tuple[str, ...], float]:
@@ -59,6 +67,7 @@ def test_a_prediction_is_counted(client: Client) -> None:
         ("factorlens_rows_total", "tiny-fm"): 3,
         ("factorlens_unknown_values_total", "user", "tiny-fm"): 2,
         ("factorlens_unknown_values_total", "app", "tiny-fm"): 1,
+        **{("factorlens_stage_seconds_count", "tiny-fm", stage, "1"): 1 for stage in STAGES},
     }
 
 
@@ -91,9 +100,11 @@ def test_refusals_are_counted_and_names_that_are_not_ours_make_no_series(client:
 def test_every_metric_is_exposed_under_its_name(client: Client) -> None:
     for verb, body in (("explain", {"instances": [{"user": "nobody"}]}), ("predict", {"instances": [{}]})):
         client.post(f"/v1/models/tiny-fm:{verb}", json=body)
+    told = set(re.findall(r"^# TYPE (factorlens_\w+) ", client.get("/metrics").text, re.MULTILINE))
+    assert told >= set(metrics.names())
     exposed = {key[0] for key in samples(client)}
-    assert "factorlens_device_memory_bytes" not in exposed  # there is no GPU
-    for name in set(metrics.names()) - {"factorlens_device_memory_bytes"}:
+    assert not exposed & (OF_A_GPU | OF_A_SPREAD)  # there is no GPU, and the bundles were trained on too few rows
+    for name in set(metrics.names()) - OF_A_GPU - OF_A_SPREAD - OF_TROUBLE:
         assert exposed & {name, f"{name}_count"}, name
     assert {"process_resident_memory_bytes", "python_info"} <= exposed
     loaded = [key for key in samples(client) if key[0] == "factorlens_model_info" and "tiny-fm" in key]
@@ -134,11 +145,65 @@ def test_each_request_is_one_line_of_json(client: Client, lines: io.StringIO) ->
         "endpoint": "predict",
         "model": "tiny-fm",
         "version": 1,
+        "digest": client.get("/v1/models/tiny-fm").json()["digest"],
         "status": 200,
     }
     assert first | expected == first
-    assert second.keys() == first.keys()
+    stages = [first[f"{stage}_seconds"] for stage in ("read", "queue", "compute")]
+    assert all(spent > 0 for spent in stages)
+    assert sum(stages) <= first["seconds"] + 3e-6  # each is rounded
+    assert second.keys() == first.keys() - {"read_seconds", "queue_seconds", "compute_seconds"}
     assert (second["event"], second["level"], second["model"], second["status"]) == ("request", "info", "-", 404)
+
+
+def test_a_slow_request_is_a_line_at_info_once_a_second(
+    client: Client, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "SLOW_SECONDS", 0.0)
+    for _ in range(3):
+        client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]})
+    assert [json.loads(line)["level"] for line in lines.getvalue().splitlines()] == ["info", "debug", "debug"]
+
+
+def test_stages_are_told_where_they_are_asked_for(
+    publish: Callable[[int], Path], serve: Callable[..., Client], client: Client
+) -> None:
+    publish(1)
+    telling = serve(server_timing=True)
+    rows = {"inputs": [{"name": "user", "datatype": "BYTES", "shape": [1], "data": ["u1"]}]}
+    for path, body in (
+        ("/v1/models/tiny-fm:predict", {"instances": [{}]}),
+        ("/v1/models/tiny-fm:predict", {"instances": [{}] * 3000}),  # in a thread
+        ("/v1/models/tiny-fm:explain", {"instances": [{}]}),
+        ("/v1/models/tiny-fm:rank", {"context": {}, "candidates": [{}]}),
+        ("/v2/models/tiny-fm/infer", rows),
+    ):
+        began = time.perf_counter()
+        response = telling.post(path, json=body)
+        most = (time.perf_counter() - began) * 1000
+        assert response.status_code == 200
+        told = re.findall(r"(\w+);dur=(\d+\.\d{3})(?:, |$)", response.headers["server-timing"])
+        assert [stage for stage, _ in told] == ["read", "queue", "compute", "total"]
+        read, queue, compute, total = (float(spent) for _, spent in told)
+        assert 0 < read + queue + compute <= total + 0.002 <= most
+        assert compute > 0
+    assert re.fullmatch(r"total;dur=\d+\.\d{3}", telling.get("/livez").headers["server-timing"])
+    assert "server-timing" not in client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]}).headers
+
+
+def test_stages_add_up_to_a_metric(client: Client) -> None:
+    before = samples(client)
+    for _ in range(5):
+        client.post("/v1/models/tiny-fm:predict", json={"instances": [{}]})
+    after = samples(client)
+    spent = {}
+    for stage in STAGES:
+        key = ("tiny-fm", stage, "1")
+        assert after["factorlens_stage_seconds_count", *key] - before["factorlens_stage_seconds_count", *key] == 5
+        spent[stage] = after["factorlens_stage_seconds_sum", *key] - before["factorlens_stage_seconds_sum", *key]
+    whole = ("factorlens_request_seconds_sum", "predict", "tiny-fm")
+    assert all(seconds > 0 for seconds in spent.values())
+    assert sum(spent.values()) <= after[whole] - before[whole]
 
 
 def test_a_failure_is_logged_with_its_request_id(app: FastAPI, client: Client, lines: io.StringIO) -> None:

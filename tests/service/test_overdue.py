@@ -1,33 +1,85 @@
-"""Work in threads waits for its turn no longer than a prediction does."""
+"""Work in threads waits for its turn no longer than it may, and no longer than somebody waits for it."""
 
 import asyncio
-import os
 import threading
-from pathlib import Path
+import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
-from service.candidates import CandidateSets
-from service.catalog import Catalog
 from service.errors import Overdue
-from service.front import Front
-from service.metrics import Metrics
-from service.settings import Settings
+from service.turns import Turns
+
+LATER = time.perf_counter() + 600.0
 
 
-def test_what_finds_no_free_thread_in_time_is_overdue(tmp_path: Path) -> None:
-    settings, metrics = Settings(bundles=tmp_path, patience=0.05), Metrics()
-    catalog = Catalog(settings, metrics)
-    released = threading.Event()
+async def stays() -> Message:
+    """The `receive` of a client that waits for its answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
 
-    async def overload() -> None:
-        front = Front(catalog, CandidateSets(catalog, settings, metrics), settings)
-        busy = [asyncio.create_task(front._in_thread(released.wait)) for _ in range(os.cpu_count() or 1)]
-        await asyncio.sleep(0)
+
+async def leaves() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def occupied(act: Callable[[Turns], object]) -> None:
+    """`act` while every thread is busy; all of them are free again in the end."""
+    turns, released = Turns(), threading.Event()
+    run = partial(turns.run, due=LATER, receive=stays)
+    busy = [asyncio.create_task(run(released.wait)) for _ in range(turns.threads)]
+    await asyncio.sleep(0)
+    await act(turns)  # type: ignore[misc]
+    released.set()
+    assert await asyncio.gather(*busy) == [True] * len(busy)
+    together = partial(threading.Barrier(turns.threads).wait, 10)
+    assert sorted(await asyncio.gather(*[run(together) for _ in range(turns.threads)])) == list(range(turns.threads))
+
+
+def test_what_finds_no_free_thread_in_time_is_overdue() -> None:
+    async def wait(turns: Turns) -> None:
         with pytest.raises(Overdue):
-            await front._in_thread(lambda: None)
-        released.set()
-        assert await asyncio.gather(*busy) == [True] * len(busy)
-        assert await front._in_thread(lambda: "at once") == "at once"
+            await turns.run(lambda: pytest.fail("it ran"), due=time.perf_counter() + 0.05, receive=stays)
 
-    asyncio.run(overload())
+    asyncio.run(occupied(wait))
+
+
+def test_who_leaves_gives_its_turn_away() -> None:
+    async def wait(turns: Turns) -> None:
+        with pytest.raises(ClientDisconnect):
+            await turns.run(lambda: pytest.fail("it ran"), due=LATER, receive=leaves)
+
+    asyncio.run(occupied(wait))
+
+
+def test_what_is_overdue_already_is_not_begun() -> None:
+    async def wait() -> None:
+        with pytest.raises(Overdue):
+            await Turns().run(lambda: pytest.fail("it ran"), due=time.perf_counter(), receive=stays)
+
+    asyncio.run(wait())
+
+
+def test_a_turn_that_comes_at_the_moment_of_giving_up_is_not_lost() -> None:
+    """Cancelled and let go on in the same turn of the event loop, a hundred times."""
+
+    async def wait() -> None:
+        turns = Turns()
+        for _ in range(100):
+            for _ in range(turns.threads):
+                await turns._free.acquire()
+            waiting = asyncio.create_task(turns.run(lambda: 1, due=LATER, receive=stays))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for _ in range(turns.threads):
+                turns._free.release()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not turns._free.locked()
+            assert turns._free._value == turns.threads
+
+    asyncio.run(wait())

@@ -76,9 +76,11 @@ def test_unknown_values_are_counted_for_every_candidate_on_both_paths(client: Cl
     context, candidate = {"user": "nobody"}, {"app": "nothing", "tags": ["fun", "unheard of"]}
     for extra in ({}, {"age": 3}):
         before = unknown_values(client)
-        rank(client, context=context, candidates=[candidate | extra, {"app": "a1"} | extra])
+        answer = rank(client, context=context, candidates=[candidate | extra, {"app": "a1"} | extra])
         found = {field: count - before.get(field, 0) for field, count in unknown_values(client).items()}
         assert {field: count for field, count in found.items() if count} == {"user": 2, "app": 1, "tags": 1}
+        assert [(each.field, each.candidates) for each in answer.unknown] == [("user", 2), ("app", 1), ("tags", 1)]
+    assert rank(client, context=CONTEXT, candidates=CANDIDATES).unknown == []
 
 
 def unknown_values(client: Client) -> dict[str, float]:
@@ -109,7 +111,7 @@ def test_any_number_of_candidates_is_taken_in_runs(bundles: Path) -> None:
     ranking = loaded.ranking
     assert ranking is not None
     candidates = [{"app": f"a{at % 13}", "tags": ["fun", "new"][: at % 3]} for at in range(2 * CANDIDATES_PER_RUN + 7)]
-    logits = loaded.rank(ranking.of_context.rows([CONTEXT]), ranking.of_candidate.rows(candidates))
+    logits, _ = loaded.rank(ranking.of_context.rows([CONTEXT]), ranking.of_candidate.rows(candidates))
     rows = loaded.encoder.rows([CONTEXT | candidate for candidate in candidates])
     np.testing.assert_allclose(logits, loaded.logits(rows), rtol=0, atol=2e-6)
 

@@ -260,7 +260,7 @@ def test_the_aio_client_is_answered_as_well(url: str, folder: Path) -> None:
             return healthy, described, counted, index, results, refused.value.status()
 
     healthy, (metadata, config), counted, index, results, status = asyncio.run(ask())
-    assert (healthy, status) == ((True, True), "403")
+    assert (healthy, status) == ((True, True), "401")
     assert metadata["name"] == config["name"] == counted["model_stats"][0]["name"] == "tiny-nfm"
     assert len(index) >= 3
     for result in results:

@@ -139,6 +139,19 @@ def test_a_killed_worker_is_replaced_and_knows_what_it_knew(running: tuple[subpr
     assert httpx.delete(f"{url}{SET}").status_code == 204
 
 
+def test_a_killed_worker_takes_along_what_it_counted_in_the_last_second_only(
+    running: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, url = running
+    before = value(url, answered(200, "predict"))
+    assert len(each(url, "POST", "/v1/models/tiny-fm:predict", times=40, json={"instances": [{}]})) == 40
+    time.sleep(2.5)  # without a scrape
+    for pid in workers(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: is_up(url))
+    assert value(url, answered(200, "predict")) == before + 40
+
+
 def test_workers_end_with_their_parent(folder: Path, started: Started) -> None:
     with started("--bundles", str(folder), "--workers", "2") as (process, url):
         children = workers(process.pid)
@@ -199,11 +212,8 @@ def test_a_load_that_all_refuse_in_part_is_what_a_new_worker_finds(
         assert {answer.json()["version"] for answer in answers} == {2}
 
 
-def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PutSet, "seconds", 2.0)
-    monkeypatch.setattr(supervisor, "END_SECONDS", 1.0)
+def supervised(folder: Path, drive: Callable[[str], None]) -> None:
+    """Let `drive` have a service of two workers, whose supervisor is this process."""
     flags = ["--bundles", str(folder), "--port", "0", "--provider", "cpu", "--workers", "2", "--admin", "true"]
     flags += ["--lame-duck", "0"]
     chosen = settings.load(flags)
@@ -211,27 +221,57 @@ def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
     url = "http://{}:{}".format(*address.getsockname())
     failures: list[BaseException] = []
 
-    def drive() -> None:
+    def driven() -> None:
         try:
             until(lambda: is_up(url))
-            stopped = workers(os.getpid())[0]
-            os.kill(stopped, signal.SIGSTOP)
-            response = put_to_the_other(url)
-            assert (response.status_code, response.json()["type"]) == (503, "urn:factorlens:problem:control-failed")
-            until(lambda: not is_running(stopped))
-            until(lambda: value(url, "factorlens_workers") == 2)
-            answers = each(url, "POST", "/v1/models/tiny-fm:rank", json=RANKED)
-            assert {answer.status_code for answer in answers} == {200}
+            drive(url)
         except BaseException as error:
             failures.append(error)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    driver = threading.Thread(target=drive)
+    driver = threading.Thread(target=driven)
     driver.start()
     assert supervisor.run(chosen, address) == 0
     driver.join()
     assert failures == []
+
+
+def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PutSet, "seconds", 2.0)
+    monkeypatch.setattr(supervisor, "END_SECONDS", 1.0)
+
+    def drive(url: str) -> None:
+        stopped = workers(os.getpid())[0]
+        os.kill(stopped, signal.SIGSTOP)
+        response = put_to_the_other(url)
+        assert (response.status_code, response.json()["type"]) == (503, "urn:factorlens:problem:control-failed")
+        until(lambda: not is_running(stopped))
+        until(lambda: value(url, "factorlens_workers") == 2)
+        answers = each(url, "POST", "/v1/models/tiny-fm:rank", json=RANKED)
+        assert {answer.status_code for answer in answers} == {200}
+
+    supervised(folder, drive)
+
+
+def test_a_worker_that_hangs_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 1.0)
+
+    def drive(url: str) -> None:
+        stopped = workers(os.getpid())[0]
+        os.kill(stopped, signal.SIGSTOP)
+        until(lambda: not is_running(stopped))
+        until(lambda: len(workers(os.getpid())) == 2 and is_up(url))
+        answers = each(url, "POST", "/v1/models/tiny-fm:predict", json={"instances": [{}]})
+        assert {answer.status_code for answer in answers} == {200}
+
+    supervised(folder, drive)
+    told = [record.getMessage() for record in caplog.records if record.name == "service.supervisor"]
+    assert told == ["worker hangs", "worker ended"]
 
 
 def is_up(url: str) -> bool:

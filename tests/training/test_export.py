@@ -319,6 +319,17 @@ def test_an_auc_that_is_none_is_null_in_the_report(tmp_path: Path) -> None:
     assert report["metrics"]["log_loss"] > 0
 
 
+def test_the_report_says_how_the_scores_of_the_validation_rows_are_spread(tmp_path: Path) -> None:
+    validation = {"label": [-1, 1] * 100, "user": [n % 40 for n in range(200)], "app": [*"abcd"] * 50}
+    opened = bundle.open(export(tmp_path, validation=validation))
+    bins = opened.bundle.score_bins
+    assert bins is not None
+    rows = [{"user": user, "app": app} for user, app in zip(validation["user"], validation["app"], strict=True)]
+    logits = opened.logits(opened.encoder.rows(rows))
+    assert (bins.counts(logits) / 200).tolist() == list(bins.shares)
+    assert len(bins.shares) == 4
+
+
 def test_golden_rows_are_no_rows_of_the_log(opened: Opened, log: Path) -> None:
     lines = set(log.read_text().splitlines())
     for name, model in opened.items():

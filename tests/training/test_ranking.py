@@ -310,6 +310,7 @@ def test_a_bundle_that_ranks_predicts_logits_and_says_who_and_what(ranking_bundl
     model = bundle.open(ranking_bundle)
     assert (model.manifest.task, model.manifest.link, model.manifest.user) == ("ranking", "identity", "user")
     assert model.manifest.split.candidate == ("app", "tags")
+    assert model.bundle.score_bins is None  # positive rows alone say nothing of the scores to come
     rows: list[dict[str, Any]] = [{"user": "u1", "app": "a1", "tags": ["fun"], "age": 30}, {"app": "new"}]
     assert model.predict(rows).tolist() == model.logits(model.encoder.rows(rows)).astype(float).tolist()
 

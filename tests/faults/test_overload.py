@@ -1,0 +1,266 @@
+"""More than can be answered: an open loop at twice and ten times the peak, a storm of retries, clients that leave.
+
+The service has one core to itself and the load another. On a machine that others use neither has it all; so goodput is
+what was answered for each second of CPU that the service got, as a share of the same at its peak.
+"""
+
+import asyncio
+import http.client
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, cast
+
+import numpy as np
+import pytest
+import uvloop
+
+from service.bench import load
+from service.bench.load import Address, Load
+from service.settings import Settings
+from tests.faults.conftest import Measured
+
+Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
+DEADLINE = Settings().deadline
+CONNECTIONS = 1000  # of the open loop: never what there is too little of
+SECONDS = 5.0
+RECOVERY = 5.0  # seconds
+CLIENTS, JOBS = 300, 6  # of the storm
+LEAVERS, AT_ONCE = 10_000, 500
+EXPLAIN = "/v1/models/tiny-afm:explain"
+ROW = {"user": "u1", "app": "a1", "tags": ["fun", "old"], "age": 30}
+REQUEST = load.post(EXPLAIN, json.dumps({"instances": [ROW] * 24}).encode())
+SHORT = load.post("/v1/models/tiny-fm:predict", json.dumps({"instances": [ROW]}).encode())
+NEVER = {"--max-queue-rows": "1000000000", "--deadline": "1000"}  # nobody is turned away
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the load needs a core of its own"),
+]
+
+
+@dataclass
+class Target:
+    """A service under test, which has a core to itself."""
+
+    process: "subprocess.Popen[str]"
+    address: Address
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU it has used."""
+        spent = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
+
+    def get(self, path: str) -> str:
+        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        return sum(float(line.split()[-1]) for line in self.get("/metrics").splitlines() if line.startswith(name))
+
+    async def peak(self) -> "Peak":
+        """A crowd that is not too large, which asks without a pause."""
+        await load.closed(self.address, REQUEST, connections=8, seconds=1.0)
+        before = self.cpu
+        found = await load.closed(self.address, REQUEST, connections=8, seconds=3.0)
+        assert not found.failed
+        return Peak(found.per_second, (self.cpu - before) / len(found.waited))
+
+
+class Peak(NamedTuple):
+    per_second: float
+    cpu: float  # seconds of a request
+
+
+class Sent(load._Open):
+    """An open loop whose seconds count from the sending: on a machine that others use, that may be late."""
+
+    def _send(self) -> None:
+        while self._due and self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_closing():
+                self._due.popleft()
+                connection.ask(self._request, time.perf_counter())
+
+
+@dataclass
+class Found:
+    load: Load
+    goodput: float  # share of the peak's
+    share: float  # of a core that the service had
+    lives: list[float]  # seconds of GET /livez
+
+    @property
+    def p99(self) -> float:
+        return float(np.percentile(self.load.waited, 99))
+
+    @property
+    def refused(self) -> int:
+        return self.load.statuses[503]
+
+
+async def overload(target: Target, peak: Peak, times: float) -> Found:
+    stop, lives = asyncio.Event(), list[float]()
+    watching = asyncio.create_task(watch(target.address, stop, lives))
+    started, before = time.perf_counter(), target.cpu
+    run = Sent(target.address, REQUEST, Load(), peak.per_second * times)
+    found = await run.run(CONNECTIONS, SECONDS)
+    spent, elapsed = target.cpu - before, time.perf_counter() - started
+    stop.set()
+    await watching
+    return Found(found, len(found.waited) * peak.cpu / spent, spent / elapsed, lives)
+
+
+async def watch(address: Address, stop: asyncio.Event, lives: list[float]) -> None:
+    """Ask /livez twenty times a second, on a connection of its own each time."""
+    while not stop.is_set():
+        started = time.perf_counter()
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        lives.append(time.perf_counter() - started)
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def serve(bundles: Path, started: Started) -> Iterator[Callable[..., Target]]:
+    """Starts a service on a core, and moves this process to another one."""
+    cores = sorted(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+
+        def start(flags: Mapping[str, str] = MappingProxyType({})) -> Target:
+            os.sched_setaffinity(0, cores[1:2])
+            given = [word for pair in flags.items() for word in pair]
+            process, url = stack.enter_context(started("--bundles", str(bundles), *given))
+            assert process.stderr
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # or what it logs would fill the pipe
+            os.sched_setaffinity(0, cores[:1])
+            host, _, port = url.removeprefix("http://").partition(":")
+            return Target(process, Address(host, int(port)))
+
+        yield start
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize(("times", "bar"), [(2, 0.95), (10, 0.7)])
+def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Measured, times: int, bar: float) -> None:
+    target = serve()
+
+    async def run() -> tuple[Found, Load]:
+        peak = await target.peak()
+        found = await overload(target, peak, times)
+        await asyncio.sleep(RECOVERY)
+        after = await load.opened(
+            target.address, REQUEST, connections=64, seconds=2.0, rate=peak.per_second * 0.2 * found.share
+        )
+        return found, after
+
+    found, after = uvloop.run(run())
+    name = f"{times} times the peak, open loop"
+    measured(f"{name}: goodput", f"{found.goodput:.0%} ({found.share:.2f} of a core)", f"≥ {bar:.0%}")
+    measured(f"{name}: p99 of what was let in", f"{found.p99:.2f} s", f"≤ {DEADLINE:g} s")
+    lives = np.array(found.lives) * 1000
+    measured(f"{name}: /livez", f"median {np.median(lives):.0f} ms, at most {lives.max():.0f} ms", "< 100 ms")
+    measured(f"{name}: refused {RECOVERY:g} s after, at a fifth of the peak", str(after.failed or 0), "0")
+    assert found.refused > 0
+    assert set(found.load.failed) == {503}
+    assert found.goodput >= bar
+    assert found.p99 <= DEADLINE
+    assert np.median(lives) < 100
+    assert not after.failed
+    assert target.metric("factorlens_queue_rows") == 0
+    assert target.metric("factorlens_refused_total") >= found.refused
+
+
+def test_without_admission_an_overload_is_seen(serve: Callable[..., Target]) -> None:
+    """The control: where nobody is turned away, the 99th percentile is all the time that the overload lasts."""
+    target = serve(NEVER)
+
+    async def run() -> Found:
+        return await overload(target, await target.peak(), 4)
+
+    found = uvloop.run(run())
+    assert found.refused == 0
+    assert found.load.failed.get(load.UNANSWERED, 0) > 0 or found.p99 > 0.7 * SECONDS
+
+
+class Job(asyncio.Protocol):
+    """A client that asks at once again when it is turned away, until it has got its answers."""
+
+    def __init__(self) -> None:
+        self.left, self.done, self.retries = JOBS, asyncio.get_running_loop().create_future(), 0
+        self._answer = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        end = self._answer.find(load.END_OF_HEAD)
+        if end < 0 or not load._is_whole(bytes(self._answer[:end]).lower(), self._answer):
+            return
+        answered = self._answer.startswith(b"HTTP/1.1 200")
+        self._answer.clear()
+        self.left -= answered
+        self.retries += not answered
+        if self.left:
+            self._transport.write(REQUEST)
+        else:
+            self._transport.close()
+            self.done.set_result(None)
+
+
+def test_a_storm_of_retries_ends_by_itself(serve: Callable[..., Target], measured: Measured) -> None:
+    target = serve({"--deadline": "0.5"})  # so that few may wait
+
+    async def run() -> tuple[float, int]:
+        peak, before = await target.peak(), target.cpu
+        loop = asyncio.get_running_loop()
+        clients = [(await loop.create_connection(Job, *target.address))[1] for _ in range(CLIENTS)]
+        async with asyncio.timeout(100):
+            await asyncio.gather(*(client.done for client in clients))
+        return CLIENTS * JOBS * peak.cpu / (target.cpu - before), sum(client.retries for client in clients)
+
+    useful, retries = uvloop.run(run())
+    measured(f"{CLIENTS} clients retry at once, {retries:,} times: CPU that made answers", f"{useful:.0%}", "≥ 50%")
+    assert retries > CLIENTS
+    assert useful >= 0.5
+
+
+def test_ten_thousand_disconnects_leave_no_slot_taken(serve: Callable[..., Target], measured: Measured) -> None:
+    target = serve()
+
+    async def leave(request: bytes) -> None:
+        _, writer = await asyncio.open_connection(*target.address)
+        writer.write(request)
+        await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+    async def run() -> None:
+        for at in range(0, LEAVERS, AT_ONCE):
+            request = (REQUEST, SHORT, SHORT[:-5], REQUEST[:-5])[at // AT_ONCE % 4]
+            await asyncio.gather(*(leave(request) for _ in range(AT_ONCE)))
+
+    before = target.metric("process_open_fds")
+    uvloop.run(run())
+    until = time.monotonic() + 30
+    while (left := target.metric("factorlens_queue_rows")) and time.monotonic() < until:
+        time.sleep(0.1)
+    measured(f"slots taken after {LEAVERS:,} disconnects", f"{left:g}", "0")
+    assert left == 0
+    assert target.metric("process_open_fds") <= before + 1
+    assert uvloop.run(load.closed(target.address, REQUEST, connections=4, seconds=1.0)).failed == {}

@@ -1,0 +1,133 @@
+"""Versions of several workers: one process plans and tries, and all have changed before a change is answered."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+Publish = Callable[[int], Path]
+Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
+ADMIN = "/v1/admin/models/tiny-fm"
+PREDICT = "/v1/models/tiny-fm:predict"
+
+
+def versions(url: str, *, times: int = 16) -> set[int]:
+    """Those that answer by default, on connections of their own: some of them are each worker's."""
+    with httpx.Client(headers={"connection": "close"}) as client:
+        answers = [client.post(f"{url}{PREDICT}", json={"instances": [{}]}) for _ in range(times)]
+    assert {answer.status_code for answer in answers} == {200}
+    return {answer.json()["version"] for answer in answers}
+
+
+def post(url: str, action: str, status: int = 200, **body: Any) -> Any:
+    response = httpx.post(f"{url}{ADMIN}:{action}", json=body or None, timeout=60)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_versions_of_two_workers(
+    publish: Publish, tmp_path: Path, started: Started, crashing: Callable[[int], Path]
+) -> None:
+    """A load is tried once, a crash takes no worker along, a rollback is quick and reaches all, and a restart knows."""
+    tried = crashing(3)
+    publish(1)
+    flags = ("--bundles", str(tmp_path), "--workers", "2", "--admin", "true", "--lame-duck", "0")
+    flags += ("--trials", "later", "--state", str(tmp_path / "kept"))
+    with started(*flags) as (process, url):
+        before = set(pids(url))
+        assert len(before) == 2
+        publish(2)
+        assert post(url, "load")["default"] == 2
+        assert (versions(url), tried.read_text().split()) == ({2}, ["tiny-fm/2"])
+        publish(3)
+        assert "was ended by SIGABRT" in post(url, "load", 503)["detail"]
+        assert versions(url) == {2}
+        started_at = time.monotonic()
+        assert post(url, "rollback")["default"] == 1
+        assert time.monotonic() - started_at < 1
+        assert versions(url) == {1}
+        assert set(pids(url)) == before
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(set(pids(url)) - before) == 1)
+        assert versions(url) == {1}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    with started(*flags) as (process, url):
+        assert versions(url) == {1}
+        (model,) = httpx.get(f"{url}/v1/admin/status").json()["models"]
+        states = {each["version"]: each.get("reason", "") for each in model["versions"]}
+        assert (sorted(states), states[2], "SIGABRT" in states[3]) == ([1, 2, 3], "rolled back", True)
+        staged = publish(4).rename(tmp_path / ".staged")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert versions(url) == {1}
+        staged.rename(tmp_path / "tiny-fm" / "4")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: versions(url, times=6) == {4})
+        assert tried.read_text().split() == ["tiny-fm/2", "tiny-fm/3", "tiny-fm/4"]
+
+
+def test_one_process_looks_at_the_folder_on_sighup(publish: Publish, tmp_path: Path, started: Started) -> None:
+    publish(1)
+    with started("--bundles", str(tmp_path), "--trials", "later") as (process, url):
+        publish(2)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: versions(url, times=1) == {2})
+
+
+def test_a_worker_that_loaded_another_bundle_is_replaced(publish: Publish, tmp_path: Path, started: Started) -> None:
+    """One worker is stopped while a version is loaded, and finds another manifest when it goes on."""
+    publish(1)
+    flags = ("--bundles", str(tmp_path), "--workers", "2", "--admin", "true", "--lame-duck", "0")
+    with started(*flags) as (_, url):
+        stopped = pids(url)[0]
+        manifest = publish(2) / "manifest.json"
+        content = manifest.read_bytes()
+        os.kill(stopped, signal.SIGSTOP)
+        with connected_to_the_other(url) as client, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, f"{ADMIN}:load", timeout=60)
+            until(lambda: version_2_is_mapped(pids(url)[1]))
+            manifest.write_text(json.dumps(json.loads(content), indent=3))
+            os.kill(stopped, signal.SIGCONT)
+            assert answer.result().status_code == 200
+        until(lambda: stopped not in pids(url))
+        manifest.write_bytes(content)
+        until(lambda: len(pids(url)) == 2)
+        assert versions(url) == {2}
+
+
+def pids(url: str) -> list[int]:
+    for _ in range(40):
+        with suppress(httpx.ReadTimeout):  # a worker that is stopped has accepted the connection
+            workers = httpx.get(f"{url}/v1/admin/status", timeout=2).json()["workers"]
+            return [each["pid"] for each in workers]
+    raise AssertionError
+
+
+@contextmanager
+def connected_to_the_other(url: str) -> Iterator[httpx.Client]:
+    for _ in range(40):
+        with httpx.Client(base_url=url) as client, suppress(httpx.ReadTimeout):
+            client.get("/livez", timeout=1)
+            yield client
+            return
+    raise AssertionError
+
+
+def version_2_is_mapped(pid: int) -> bool:
+    return "/tiny-fm/2/weights.bin" in Path(f"/proc/{pid}/maps").read_text()
