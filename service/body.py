@@ -25,6 +25,12 @@ PARAMETERS: Final[list[dict[str, Any]]] = [  # of a request for scores, for the 
         "description": "Under overload, low is turned away first and high last",
         "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
     },
+    {
+        "name": "X-Request-Key",
+        "in": "header",
+        "description": "Whose request it is, any text: one key is answered by one version while a canary has a share",
+        "schema": {"type": "string"},
+    },
 ]
 CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
 

@@ -162,6 +162,9 @@ class Metrics:
             self.refusals[model, reason] = self.refused.labels(model, reason)
         for reason in ("deadline", "gone"):
             self.dropped_rows.labels(model, reason)
+        for outcome in ("scored", "dropped", "refused", "failed"):
+            self.shadow.labels(model, outcome)
+        self.shadow_difference.observe(model, ())
 
     def dropped(self, model: str, reason: str, rows: int) -> None:
         self.dropped_rows.labels(model, reason).inc(rows)

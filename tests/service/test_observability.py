@@ -59,6 +59,7 @@ def test_a_prediction_is_counted(client: Client) -> None:
     body = {"instances": [{"user": "nobody", "app": "none"}, {"user": "nobody"}, {}]}
     assert growth(client, "/v1/models/tiny-fm:predict", body) == {
         ("factorlens_requests_total", "predict", "tiny-fm", "200"): 1,
+        ("factorlens_version_requests_total", "tiny-fm", "200", "1"): 1,
         ("factorlens_request_seconds_count", "predict", "tiny-fm"): 1,
         ("factorlens_batch_rows_count", "predict", "tiny-fm"): 1,
         ("factorlens_batch_rows_sum", "predict", "tiny-fm"): 3,
