@@ -19,12 +19,14 @@ PARAMETERS: Final[list[dict[str, Any]]] = [  # of a request for scores, for the 
         "in": "header",
         "description": "Milliseconds from the head of the request in which it has to be at work",
         "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+        "example": 2000,
     },
     {
         "name": "X-Request-Priority",
         "in": "header",
         "description": "Under overload, low is turned away first and high last",
         "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
+        "example": "normal",
     },
     {
         "name": "X-Request-Key",

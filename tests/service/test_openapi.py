@@ -37,11 +37,13 @@ def references(node: object) -> Iterator[str]:
 def test_every_example_is_answered(client: Client, described: dict[str, Any]) -> None:
     tried = 0
     for method, path, operation in operations(described):
-        in_path = [each for each in operation.get("parameters", []) if each["in"] == "path"]
-        parameters = {each["name"]: each["example"] for each in in_path}
+        given = operation.get("parameters", [])
+        parameters = {each["name"]: each["example"] for each in given if each["in"] == "path"}
+        headers = {each["name"]: str(each["example"]) for each in given if each["in"] == "header"}
+        assert bool(headers) == path.endswith((":predict", ":explain", ":rank", "/infer"))
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
         assert (body is not None) == ("requestBody" in operation)
-        answer = client.request(method, path.format(**parameters), json=body)
+        answer = client.request(method, path.format(**parameters), json=body, headers=headers)
         assert answer.is_success or (path.endswith(":rollback") and answer.status_code == 409), path
         tried += 1
     assert tried == 42
