@@ -5,14 +5,17 @@ A Control is how a process takes part: `service.alone` has that of one without o
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from prometheus_client import CollectorRegistry
 
 from service.exposition import Family
 
 Key = tuple[str, str]
+
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
 
 
 class Routes(Struct, frozen=True):
@@ -25,14 +28,19 @@ class Routes(Struct, frozen=True):
 
     stable: int | None = None
     canary: int | None = None
-    canary_percent: float = 0.0
+    canary_percent: Percent = 0.0
     shadow: int | None = None
-    shadow_percent: float = 100.0
+    shadow_percent: Percent = 100.0
 
     @property
     def named(self) -> set[int]:
         """The versions that stay loaded however many newer ones there are."""
         return {version for version in (self.stable, self.canary, self.shadow) if version is not None}
+
+    def room(self, versions: Iterable[str], most: int) -> int:
+        """How many others may be loaded beside those of `versions` that are named, so that there are `most` in all: one
+        at least, or no newer version would ever come to serve."""
+        return max(most - sum(int(version) in self.named for version in versions), 1)
 
     def default(self, serving: Iterable[str]) -> str | None:
         """Of versions that serve, the one for requests that name none."""
