@@ -70,7 +70,8 @@ def _add_examples(described: dict[str, Any], loaded: Runtime) -> None:
     for path, operations in described["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
-                parameter["example"] = values[parameter["name"]]
+                if parameter["in"] == "path":
+                    parameter["example"] = values[parameter["name"]]
             for verb in VERBS:
                 if path.endswith((f":{verb}", f"/{verb}")):
                     operation["requestBody"]["content"]["application/json"]["example"] = example(verb, loaded)
