@@ -4,6 +4,7 @@ What is let in takes a place in one of two lanes, the event loop's and that of t
 body to its answer. How long all that have a place will take is known from what such requests took lately.
 """
 
+import asyncio
 import logging
 import random
 import time
@@ -26,6 +27,7 @@ BURST: Final = 0.5  # share of its deadline that a request may be expected to wa
 STANDING: Final = 0.2  # and where others have waited all the last second: a queue that stays helps nobody
 SHORT: Final = 0.02  # share of the deadline under which a queue is as good as none
 INTERVAL: Final = 1.0  # seconds after which a queue counts as one that stays
+HOLD_SECONDS: Final = 0.1  # that who is turned away waits, where the queue stays: many ask again at once
 LONGEST_PAUSE: Final = 10  # seconds that a client may be asked to wait beyond the first
 LOG_SECONDS: Final = 1.0
 log = logging.getLogger(__name__)
@@ -104,12 +106,13 @@ class Gate:
         if lane.taken < lane.servers:
             return
         now = time.perf_counter()
-        share = (BURST if now - lane.short_at <= INTERVAL else STANDING) * announced.priority
+        stands = now - lane.short_at > INTERVAL
+        share = (STANDING if stands else BURST) * announced.priority
         rows = loaded.long_pace[verb].rows(announced.length) if is_long else 0
         is_full = self.rows + rows > self._most * min(announced.priority, 1.0)
         if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
             self._count(loaded.manifest.name, now)
-            raise Overloaded(_pause(lane.seconds + now - lane.short_at))
+            raise Overloaded(_pause(lane.seconds + now - lane.short_at), HOLD_SECONDS if stands else 0.0)
 
     def overdue(self, model: str) -> None:
         """Count a request whose deadline was over before it was scored."""
@@ -129,6 +132,8 @@ async def turn_away(error: Overloaded, scope: Scope, send: Send) -> None:
     stays; but a client that waits to be asked for the body may or may not send it then."""
     record: Record = scope["state"]["record"]
     record.is_common = True
+    if error.hold:
+        await asyncio.sleep(error.hold)
     content, headers = BUSY_IN_OIP if errors.OIP.match(scope["path"]) else BUSY
     headers = [*headers, (b"retry-after", b"%d" % error.pause)]
     if b"expect" in dict(scope["headers"]):

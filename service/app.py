@@ -128,7 +128,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, unrouted.refuse)
-    app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
+    app.openapi = openapi.with_examples(app, catalog, guard.open_paths(settings) if settings.api_keys else None)  # type: ignore[method-assign]
     return app
 
 

@@ -7,6 +7,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, HeaderRefused
+from service.heads import MEMO
 
 GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 ARROW: Final = b"application/vnd.apache.arrow.stream"
@@ -24,6 +25,12 @@ PARAMETERS: Final[list[dict[str, Any]]] = [  # of a request for scores, for the 
         "in": "header",
         "description": "Under overload, low is turned away first and high last",
         "schema": {"type": "string", "enum": [name.decode() for name in PRIORITIES]},
+    },
+    {
+        "name": "X-Request-Key",
+        "in": "header",
+        "description": "Whose request it is, any text: one key is answered by one version while a canary has a share",
+        "schema": {"type": "string"},
     },
 ]
 CODINGS: Final = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
@@ -55,6 +62,14 @@ async def read(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
 def announced(scope: Scope) -> Announced:
     """Raises BodyEncoded for an encoding that is not known here, and HeaderRefused."""
+    memo = scope.get(MEMO)
+    if memo is None:
+        return _announced(scope)
+    found: Announced = memo.get("announced") or memo.setdefault("announced", _announced(scope))
+    return found
+
+
+def _announced(scope: Scope) -> Announced:
     length, coding, header_length, timeout, priority = 0, 0, None, 0.0, 1.0
     arrow = accepts_arrow = False
     for name, value in scope["headers"]:

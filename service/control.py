@@ -5,14 +5,17 @@ A Control is how a process takes part: `service.alone` has that of one without o
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from prometheus_client import CollectorRegistry
 
 from service.exposition import Family
 
 Key = tuple[str, str]
+
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
 
 
 class Routes(Struct, frozen=True):
@@ -25,9 +28,9 @@ class Routes(Struct, frozen=True):
 
     stable: int | None = None
     canary: int | None = None
-    canary_percent: float = 0.0
+    canary_percent: Percent = 0.0
     shadow: int | None = None
-    shadow_percent: float = 100.0
+    shadow_percent: Percent = 100.0
 
     @property
     def named(self) -> set[int]:

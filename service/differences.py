@@ -22,6 +22,7 @@ class Differences(Collector):
         self._lock = Lock()
 
     def observe(self, model: str, values: ArrayLike) -> None:
+        """Count values; none at all let the model be there, with zeros."""
         counted = np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._bounds))
         with self._lock:
             self._counts[model] = self._counts.get(model, 0) + counted

@@ -162,6 +162,11 @@ class Metrics:
             self.refusals[model, reason] = self.refused.labels(model, reason)
         for reason in ("deadline", "gone"):
             self.dropped_rows.labels(model, reason)
+        for outcome in ("scored", "dropped", "refused", "failed"):
+            self.shadow.labels(model, outcome)
+        self.shadow_difference.observe(model, ())
+        for outcome in ("same", "differs", "failed"):
+            self.replays.labels(model, outcome)
 
     def dropped(self, model: str, reason: str, rows: int) -> None:
         self.dropped_rows.labels(model, reason).inc(rows)

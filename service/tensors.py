@@ -163,8 +163,9 @@ def _place(path: places.Path) -> places.Place:
     match path:
         case (("inputs" | "outputs") as key, int(at), ("name" | "datatype" | "shape" | "parameters") as part, *_):
             return places.Place(f"{key}[{at}].{part}")
-        case ("inputs", int(at), "data", int(row), *_):
-            return places.Place(f"inputs[{at}].data", row)
+        case ("inputs", int(at), "data", *within):
+            row = within[0] if within else None
+            return places.Place(f"inputs[{at}].data", row if isinstance(row, int) else None)
         case (("inputs" | "outputs") as key, int(at), *_):
             return places.Place(f"{key}[{at}]")
         case (("inputs" | "outputs" | "id" | "parameters") as key, *_):

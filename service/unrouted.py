@@ -25,7 +25,7 @@ async def refuse(request: Request, error: Exception) -> Response:
     if asked and (asked["verb"] or asked["of_version"]) not in ACTIONS:
         return errors.refused(NotFound(f"the verbs of a model are {', '.join(ACTIONS)}"))
     status = HTTPStatus(error.status_code)
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["allow"] = "POST" if asked else ", ".join(_methods(request))
     kind = status.phrase.lower().replace(" ", "-")

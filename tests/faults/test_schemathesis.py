@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Measured
-from tests.service.schemata import found
+from tests.service.schemata import document, found
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 SECONDS = 110
@@ -22,7 +22,7 @@ def test_nothing_is_found(workers: str, bundles: Path, started: Started, measure
     flags = ("--admin", "true", "--workers", workers, "--log-level", "error", "--max-candidate-sets", "100000")
     with started("--bundles", str(bundles), *flags) as (_, url):
         phases = ("--phases=examples,coverage,fuzzing,stateful", "--max-examples=500", f"--max-time={SECONDS}")
-        status, report = found(f"{url}/openapi.json", tmp_path, *phases)
+        status, report = found(url, document(url), tmp_path, *phases)
     cases = re.search(r"(\d+) generated", report)
     figure = f"{cases[1] if cases else 'no'} cases, {'nothing found' if status == 0 else 'FAILURES'}"
     measured(f"schemathesis, all checks, all phases, {workers} worker(s)", figure, "nothing found")

@@ -11,6 +11,7 @@ import pytest
 from httpx import Client
 
 from service import candidates
+from service.decoder import Decoder
 from service.runtime import Runtime
 from service.tables import Table
 
@@ -207,6 +208,31 @@ def test_every_version_has_a_set_of_its_own(
     response = client.post("/v1/models/tiny-fm/versions/1:rank", json=body)
     assert (response.status_code, response.json()["detail"]) == (422, rejected["reason"])
     assert client.post("/v1/models/tiny-fm/versions/2:rank", json=body).status_code == 200
+
+
+def test_a_version_that_refuses_a_set_reads_it_once(
+    publish: Callable[[int], Path], serve: Callable[..., Client], bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = publish(2).parent / "1"
+    shutil.copytree(bundles / "ids-only-fm" / "1", older)
+    manifest = json.loads((older / "manifest.json").read_text())
+    (older / "manifest.json").write_text(json.dumps(manifest | {"name": "tiny-fm", "checksum": None}))
+    client, read = serve(admin=True), list[int]()
+    encode = candidates.encode
+    monkeypatch.setattr(
+        candidates, "encode", lambda loaded, table: read.append(loaded.manifest.version) or encode(loaded, table)
+    )
+    decoded = list[int]()
+    decode = Decoder.candidates
+    monkeypatch.setattr(
+        Decoder, "candidates", lambda self, raw, *, limit: decoded.append(1) or decode(self, raw, limit=limit)
+    )
+    assert client.put(f"{SETS}/tagged", json={"candidates": CANDIDATES}).json()["rejected"]
+    before = len(decoded)
+    for _ in range(3):
+        assert client.get(f"{SETS}/tagged").json()["rejected"][0]["version"] == 1
+    assert before == 3  # the default version to see whether it is taken, and then each
+    assert (len(decoded), read) == (before, [2, 2])
 
 
 def test_a_new_version_has_the_sets_before_it_serves(

@@ -37,8 +37,8 @@ def references(node: object) -> Iterator[str]:
 def test_every_example_is_answered(client: Client, described: dict[str, Any]) -> None:
     tried = 0
     for method, path, operation in operations(described):
-        named = [each for each in operation.get("parameters", []) if each["in"] == "path"]
-        parameters = {each["name"]: each["example"] for each in named}
+        in_path = [each for each in operation.get("parameters", []) if each["in"] == "path"]
+        parameters = {each["name"]: each["example"] for each in in_path}
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
         assert (body is not None) == ("requestBody" in operation)
         answer = client.request(method, path.format(**parameters), json=body)

@@ -56,6 +56,12 @@ def test_split_and_flat_give_the_same_scores(client: Client, models: list[str], 
         assert len({each.score for each in split.ranked}) > 1
 
 
+def test_what_makes_a_ranking_flat_is_said(client: Client) -> None:
+    flat = rank(client, context={"user": "u1", "app": "a1"}, candidates=[{"age": 3}, {"tags": ["fun"]}])
+    assert (flat.path, flat.misplaced) == ("flat", ["app", "age"])
+    assert rank(client, context=CONTEXT, candidates=CANDIDATES).misplaced is None
+
+
 def test_only_what_the_schema_calls_an_items_is_split(client: Client) -> None:
     for context, candidate, path in (
         ({}, {}, "split"),

@@ -201,6 +201,22 @@ def test_a_verb_takes_post_only(client: Client, path: str) -> None:
     assert problem(client.put(path)).status == 405
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models/tiny-fm:s3cr3t", "/v1/models/tiny-fm/versions/1:", "/v1/models/none:s3cr3t"]
+)
+def test_a_verb_that_is_none_is_a_404_that_names_the_verbs(client: Client, method: str, path: str) -> None:
+    document = problem(client.request(method, path, json={}))
+    assert (document.status, document.detail) == (404, "the verbs of a model are predict, explain, rank")
+
+
+def test_a_405_names_every_method_of_the_address(client: Client) -> None:
+    for path, methods in (("/v1/models/tiny-fm/candidate-sets/s", "DELETE, GET, PUT"), ("/v1/models", "GET")):
+        response = client.patch(path)
+        assert problem(response).status == 405
+        assert response.headers["allow"] == methods
+
+
 def test_an_unforeseen_error_is_a_500_that_says_nothing(app: FastAPI, client: Client) -> None:
     def fail() -> None:
         raise RuntimeError(SECRET)

@@ -298,6 +298,21 @@ def test_a_process_that_loads_an_inventory_routes_as_the_first_one_does(three_ve
     assert list(first.find("tiny-fm").serving) == ["3"]  # as many as the setting allows, once no route names the other
 
 
+def test_routes_outlive_a_restart_where_there_is_a_state(three_versions: Path, tmp_path: Path) -> None:
+    chosen = Settings(bundles=three_versions, provider="cpu", admin=True, versions=3, state=tmp_path / "state")
+    keys = [f"user-{at}" for at in range(20)]
+    with running(create_app(chosen)) as client:
+        said = put(client, stable=1, canary=2, canary_percent=35)
+        before = [answering(client, key) for key in keys]
+    with running(create_app(chosen)) as client:
+        assert client.get(ROUTES).json() == said
+        assert [answering(client, key) for key in keys] == before
+    served = tmp_path / "state" / "served.json"
+    served.write_text(served.read_text().replace("35.0", "350.0"))
+    with running(create_app(chosen)) as client:
+        assert client.get(ROUTES).json()["canary"] is None  # what cannot be is no state
+
+
 def digest(folder: Path, version: int) -> str:
     return sha256((folder / "tiny-fm" / str(version) / "manifest.json").read_bytes()).hexdigest()
 
