@@ -22,7 +22,7 @@ from bundle.schema import Categorical, Hash, Multi, Numeric
 from bundle.session import Session
 from bundle.values import LARGEST
 from models import MODELS, Layout, Model
-from service import keygen, messages, metrics, oip_messages, settings
+from service import admin_messages, keygen, messages, metrics, oip_messages, settings
 from service.app import create_app
 from service.bench import cli as bench
 from service.errors import KINDS, Problem, Refusal
@@ -50,6 +50,7 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {"training": command_line()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 Row = tuple[str, ...]
+MESSAGES = {messages.__name__, admin_messages.__name__}
 
 
 def doc(name: str) -> str:
@@ -118,7 +119,8 @@ def test_every_endpoint_is_documented() -> None:
 
 def test_every_key_of_a_message_is_documented() -> None:
     written = " ".join(re.findall(r"`([^`\n]+)`", "\n".join(map("|".join, rows(doc("http-api.md"))))))
-    shapes = [Problem, Refusal, *(each for each in vars(messages).values() if is_message(each))]
+    shapes = [Problem, Refusal]
+    shapes += [each for module in (messages, admin_messages) for each in vars(module).values() if is_message(each)]
     keys = {name for shape in shapes for name in shape.model_fields}
     prose = written + " ".join(blocks(doc("http-api.md"), "json"))
     assert len(keys) > 50
@@ -135,7 +137,7 @@ def test_every_key_of_a_tensor_message_is_documented() -> None:
 
 
 def is_message(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, BaseModel) and thing.__module__ == messages.__name__
+    return isinstance(thing, type) and issubclass(thing, BaseModel) and thing.__module__ in MESSAGES
 
 
 def test_every_kind_of_problem_is_documented() -> None:
