@@ -35,7 +35,7 @@ def data_bytes() -> int:
 
 def give_back() -> None:
     """Return to the machine what is free: glibc keeps what the graphs of versions that are gone had, in pieces that
-    fit few others, and would grow by half a megabyte with each reload."""
+    fit few others, and would grow by some 100 kB with each reload."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
