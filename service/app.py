@@ -17,6 +17,7 @@ from service import (
     candidate_routes,
     errors,
     guard,
+    memory,
     oip,
     openapi,
     repository,
@@ -75,7 +76,10 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
             case DropSet():
                 sets.drop(command)
             case Serve():
-                catalog.apply(command)
+                try:
+                    catalog.apply(command)
+                finally:
+                    memory.give_back()
             case SetRoutes():
                 catalog.route(command)
 

@@ -30,11 +30,11 @@ from service.__main__ import main
 
 kept, close = [], Recorder._close
 
-def keep(self, record):
+def keep(self, record, *more):
     kept.append((len(kept), record.request_id))
     if len(kept) % 10_000 == 0:
         kept.append(os.open(os.devnull, os.O_RDONLY))
-    close(self, record)
+    close(self, record, *more)
 
 if "leak" in sys.argv:
     Recorder._close = keep
