@@ -76,8 +76,8 @@ class Planner:
             self._complain(wish, tried)
 
     async def watch(self, everywhere: Everywhere) -> None:
-        """Look as often as the setting `watch` says, and whenever `look_soon` is called, which also tries again what was
-        refused for a reason that may have passed."""
+        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then what was refused for a
+        reason that may have passed is tried again, too."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.watch or None):
