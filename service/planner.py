@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 from msgspec.structs import replace
 
@@ -27,6 +27,7 @@ SPARE: Final = 1.25  # of the memory that a trial took: requests take some, too
 
 Everywhere = Callable[[Callable[[], Command]], Awaitable[None]]
 Tried = dict[Candidate, Refused | None]  # why each cannot serve, None where it can
+Taking = Literal["look", "load"]
 LOADING: Final = {"load", "look", "reload"}
 TAKING: Final = {"rollback", "quarantine"}
 
@@ -75,36 +76,38 @@ class Planner:
             self._complain(wish, tried)
 
     async def watch(self, everywhere: Everywhere) -> None:
-        """Look as often as the setting `watch` says, and whenever `look_soon` is called."""
+        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then what was refused for a
+        reason that may have passed is tried again, too."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.watch or None):
                     await self._asked.wait()
+            action: Taking = "load" if self._asked.is_set() else "look"
             self._asked.clear()
             try:
-                await self.look(everywhere)
+                await self.look(everywhere, action)
             except Exception:  # it is to go on for as long as the service does
                 log.exception("failed")
 
     def look_soon(self) -> None:
         self._asked.set()
 
-    async def look(self, everywhere: Everywhere) -> None:
+    async def look(self, everywhere: Everywhere, action: Taking = "look") -> None:
         """Take in what came into the folder, and let go of what left it, of every model."""
-        for wish in await asyncio.to_thread(self.changed):
+        for wish in await asyncio.to_thread(self.changed, action):
             try:
                 await self.carry_out(wish, everywhere)
             except Exception as error:  # the other models are not to suffer
                 log.error("look failed", extra={"facts": {"model": wish.model, "reason": str(error)}})
 
-    def changed(self) -> list[ChangeModel]:
+    def changed(self, action: Taking = "look") -> list[ChangeModel]:
         """The models whose folder asks for other versions than those that serve; none where the folder cannot be read.
 
         One whose last version left the folder serves on, and one that was unloaded stays so.
         """
         try:
             names = folder.names(self._settings.bundles)
-            wishes = [ChangeModel("look", name) for name in names if not self._known(name).unloaded]
+            wishes = [ChangeModel(action, name) for name in names if not self._known(name).unloaded]
             wanted = {wish: _digests(self._wanted(wish, {})) for wish in wishes}
         except (OSError, NotReady) as error:
             log.error("look failed", extra={"facts": {"reason": str(error)}})

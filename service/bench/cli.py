@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ssl
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from service.bench.report import Report, report
 from service.bench.requests import BenchRefused
 
 WARM_SHARE: Final = 0.2  # of the seconds asked for, before anything is counted
-PORTS: Final = {"http": 80, "https": 443}
 WARM_SECONDS: Final = 1.0  # and no longer than this
 
 
@@ -31,7 +29,6 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--model", required=True, help="the name of the served model")
     found.add_argument("--url", help="a service that runs, as http://host:port (default: one of its own is started)")
-    found.add_argument("--ca", type=Path, metavar="FILE", help="whom to trust of a service at https://host:port")
     found.add_argument("--key", help="an API key, where the service has keys")
     found.add_argument(
         "--bundles", help="the folder of bundles for a service of its own (default: as python -m service)"
@@ -106,10 +103,9 @@ def _service(options: argparse.Namespace) -> Iterator[Address]:
     if options.bundles is not None:
         raise BenchRefused("--bundles is for a service of its own: leave it or --url out")
     found = urlsplit(options.url)
-    if found.scheme not in PORTS or not found.hostname:
-        raise BenchRefused(f"--url {options.url!r}: expected http://host:port or https://host:port")
-    tls = ssl.create_default_context(cafile=options.ca) if found.scheme == "https" else None
-    yield Address(found.hostname, found.port or PORTS[found.scheme], tls)
+    if found.scheme != "http" or not found.hostname:
+        raise BenchRefused(f"--url {options.url!r}: expected http://host:port")
+    yield Address(found.hostname, found.port or 80)
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,6 @@ It reads no more of an answer than its status and length, so that it stays far q
 import asyncio
 import itertools
 import random
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -23,11 +22,8 @@ JSON: Final[dict[str, str]] = {"content-type": "application/json"}
 
 
 class Address(NamedTuple):
-    """Where a service listens; with `tls` it speaks HTTPS."""
-
     host: str
     port: int
-    tls: ssl.SSLContext | None = None
 
 
 @dataclass
@@ -166,9 +162,7 @@ class _Loop(ABC):
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            lambda: _Connection(self), self._address.host, self._address.port, ssl=self._address.tls
-        )
+        _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
         self._connections.add(connection)
         return connection
 

@@ -28,11 +28,7 @@ class Subject(NamedTuple):
 
 def subject(address: Address, model: str, headers: Mapping[str, str]) -> Subject:
     """Ask the service for a model. Raises BenchRefused where nothing answers, or no version of it serves."""
-    connection = (
-        http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_SECONDS)
-        if address.tls is None
-        else http.client.HTTPSConnection(address.host, address.port, timeout=TIMEOUT_SECONDS, context=address.tls)
-    )
+    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", f"/v1/models/{quote(model, safe='')}", headers=dict(headers))
         answer = connection.getresponse()

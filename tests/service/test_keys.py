@@ -422,3 +422,14 @@ def test_the_document_says_which_addresses_need_a_key(keyed: httpx.Client, publi
             is_open = keyed.request(method, path).status_code != 401
             assert ("security" in operation) == is_open, path
     assert "security" not in serve().get("/openapi.json").json()
+
+
+def test_a_benchmark_sends_a_key(
+    file: Path, publish: Callable[[int], Path], started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(1)
+    with started("--bundles", str(file.parent), "--api-keys", str(file)) as (_, url):
+        asked = ["bench", "--model", "tiny-fm", "--url", url, "--concurrency", "2", "--seconds", "0.3"]
+        assert __main__.main([*asked, "--key", SECRETS["shop"]]) == 0
+        assert __main__.main(asked) == 1
+        assert "this needs a key" in capsys.readouterr().err
