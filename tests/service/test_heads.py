@@ -111,7 +111,7 @@ async def answered(reader: asyncio.StreamReader, *, bodiless: bool) -> bytes:
 def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request five times on one connection of a real socket: the first ones are parsed, the others are not."""
     app = limited(bundles, admin=False)
-    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, server_header=False)
+    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, access_log=False, server_header=False)
     state = ServerState()
     state.default_headers = [(b"date", b"now")]
     limits = Limits(SECONDS, 100, lambda _: None)
@@ -360,6 +360,19 @@ def test_other_answers_are_uvicorns() -> None:
     streamed = [HEAD + b"transfer-encoding: chunked\r\n\r\n3\r\none\r\n", b"3\r\ntwo\r\n0\r\n\r\n"]
     assert asked(streaming)[0].said == streamed
     assert asked(named)[0].said == [HEAD + b"content-length: 2\r\n\r\nab"]
+
+
+def test_a_length_has_to_be_right() -> None:
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"1")))
+        await send(body(b"ab"))
+
+    async def lengthless(_: Scope, __: Receive, send: Send) -> None:
+        await send(start(200))
+        await send(body(b"ab"))
+
+    assert not any(said.endswith(b"ab") for said in asked(app)[0].said)
+    assert b"".join(asked(lengthless)[0].said).endswith(b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n")
 
 
 def test_a_client_that_does_not_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
