@@ -111,7 +111,7 @@ async def answered(reader: asyncio.StreamReader, *, bodiless: bool) -> bytes:
 def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request five times on one connection of a real socket: the first ones are parsed, the others are not."""
     app = limited(bundles, admin=False)
-    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, server_header=False)
+    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, access_log=False, server_header=False)
     state = ServerState()
     state.default_headers = [(b"date", b"now")]
     limits = Limits(SECONDS, 100, lambda _: None)
@@ -173,6 +173,30 @@ def test_requests_that_come_together_are_answered_in_order(monkeypatch: pytest.M
     with counted(monkeypatch) as made:
         asyncio.run(ask())
     assert len(made) >= 5
+
+
+def test_a_known_request_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = knowing(ASKED)
+
+    async def ask() -> None:
+        done = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await done.wait()
+            await reading(scope, receive, send)
+
+        connection = Connection(app, heads=known)
+        await connection.say(ASKED, posted("/", b"12"), ASKED)
+        assert connection.said == []
+        assert len(connection.protocol.tasks) == 1
+        done.set()
+        while connection.protocol.tasks:
+            await connection.turn()
+        assert [said[-1:] for said in connection.said] == [b"4", b"2", b"4"]
+
+    with counted(monkeypatch) as made:
+        asyncio.run(ask())
+    assert len(made) == 1
 
 
 def test_a_known_head_is_known_on_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +337,7 @@ def test_an_app_that_fails_halfway() -> None:
     assert connection.said[-1] == b""
 
 
-@pytest.mark.parametrize("header", [(b"a", b"b\r\nc: d"), (b"a b", b""), (b"A:", b"")])
+@pytest.mark.parametrize("header", [(b"content-type", b"b\r\nc: d"), (b"date", b"\x00"), (b"a b", b""), (b"A:", b"")])
 def test_no_header_is_injected(header: tuple[bytes, bytes]) -> None:
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await send(start(200, (b"content-length", b"0"), header))
@@ -338,19 +362,34 @@ def test_other_answers_are_uvicorns() -> None:
     assert asked(named)[0].said == [HEAD + b"content-length: 2\r\n\r\nab"]
 
 
-def test_a_client_that_does_not_read_is_waited_for() -> None:
+def test_a_length_has_to_be_right() -> None:
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"1")))
+        await send(body(b"ab"))
+
+    async def lengthless(_: Scope, __: Receive, send: Send) -> None:
+        await send(start(200))
+        await send(body(b"ab"))
+
+    assert not any(said.endswith(b"ab") for said in asked(app)[0].said)
+    assert b"".join(asked(lengthless)[0].said).endswith(b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n")
+
+
+def test_a_client_that_does_not_read_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     known = knowing(ASKED)
 
     async def ask() -> None:
         connection = Connection(reading, heads=known)
         connection.protocol.pause_writing()
         await connection.say(ASKED)
+        assert len(made) == 1
         assert connection.said == []
         connection.protocol.resume_writing()
         await connection.turn()
         assert connection.said == [ANSWER]
 
-    asyncio.run(ask())
+    with counted(monkeypatch) as made:
+        asyncio.run(ask())
 
 
 def test_idle_is_counted_from_the_newest() -> None:

@@ -58,7 +58,9 @@ class Connection:
 
     def __init__(self, app: Any, *, connections: int = 10, heads: Heads | None = None) -> None:
         self.late: list[Awaited] = []
-        config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, server_header=False)
+        config = uvicorn.Config(
+            app, http=Protocol, lifespan="off", log_config=None, access_log=False, server_header=False
+        )
         limits = Limits(SECONDS, connections, self.late.append, heads or Heads())
         self.protocol, self.transport = Protocol(limits, config, ServerState(), {}), Written()
         self._now = 0.0
