@@ -1,10 +1,10 @@
 """The composition root: settings in, an ASGI app out."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from anyio import create_task_group
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -91,11 +91,11 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await control.join(Member(load, apply, catalog.inventory, metrics.registry))
         metrics.workers.set(1)
-        async with create_task_group() as tasks:
-            tasks.start_soon(control.run)
-            tasks.start_soon(replays.run)
-            yield
-            tasks.cancel_scope.cancel()
+        beside = [asyncio.create_task(work) for work in (control.run(), replays.run())]
+        yield
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
         shadow.close()
         if tracer:
             tracer.close()
@@ -128,7 +128,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(HTTPException, unrouted.refuse)
-    app.openapi = openapi.with_examples(app, catalog)  # type: ignore[method-assign]
+    app.openapi = openapi.with_examples(app, catalog, guard.open_paths(settings) if settings.api_keys else None)  # type: ignore[method-assign]
     return app
 
 

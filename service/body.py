@@ -7,6 +7,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.errors import BodyEncoded, BodyTooLarge, BodyUnreadable, HeaderRefused
+from service.heads import MEMO
 
 GZIP, ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 ARROW: Final = b"application/vnd.apache.arrow.stream"
@@ -61,6 +62,14 @@ async def read(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
 def announced(scope: Scope) -> Announced:
     """Raises BodyEncoded for an encoding that is not known here, and HeaderRefused."""
+    memo = scope.get(MEMO)
+    if memo is None:
+        return _announced(scope)
+    found: Announced = memo.get("announced") or memo.setdefault("announced", _announced(scope))
+    return found
+
+
+def _announced(scope: Scope) -> Announced:
     length, coding, header_length, timeout, priority = 0, 0, None, 0.0, 1.0
     arrow = accepts_arrow = False
     for name, value in scope["headers"]:

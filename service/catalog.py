@@ -190,9 +190,11 @@ class Catalog:
     def _load_model(self, name: str, versions: Versions, serving: Mapping[str, Runtime]) -> Model:
         """The first good ones of these versions, and those that the routes name; what is among `serving`, with the same
         digest, is taken over."""
-        model = Model(name, {}, dict(versions.rejected), versions.unloaded, versions.routes)
+        model, routes = Model(name, {}, dict(versions.rejected), versions.unloaded, versions.routes), versions.routes
+        room = routes.room(versions.serving, self._settings.versions)
         for version, digest in versions.serving.items():
-            if len(model.serving) < self._settings.versions or int(version) in versions.routes.named:
+            others = sum(int(each) not in routes.named for each in model.serving)
+            if int(version) in routes.named or others < room:
                 self._load_version(model, version, digest, serving.get(version))
         return replace(model, serving=dict(sorted(model.serving.items(), key=lambda item: -int(item[0]))))
 

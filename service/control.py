@@ -37,6 +37,11 @@ class Routes(Struct, frozen=True):
         """The versions that stay loaded however many newer ones there are."""
         return {version for version in (self.stable, self.canary, self.shadow) if version is not None}
 
+    def room(self, versions: Iterable[str], most: int) -> int:
+        """How many others may be loaded beside those of `versions` that are named, so that there are `most` in all: one
+        at least, or no newer version would ever come to serve."""
+        return max(most - sum(int(version) in self.named for version in versions), 1)
+
     def default(self, serving: Iterable[str]) -> str | None:
         """Of versions that serve, the one for requests that name none."""
         versions = sorted(map(int, serving), reverse=True)

@@ -8,7 +8,7 @@ to itself, so that /livez stays quick.
 import re
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from starlette.types import Receive, Scope, Send
@@ -53,10 +53,16 @@ def is_verb(scope: Scope) -> bool:
     """Whether a request is for the Front, which then finds model, version and verb in `scope["path_params"]`."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    found = ADDRESS.fullmatch(scope["path"]) or INFER.fullmatch(scope["path"])
+    found = _address(scope["path"])
     if found:
-        scope["path_params"] = found.groupdict()
+        scope["path_params"] = found
     return found is not None
+
+
+@lru_cache(maxsize=256)
+def _address(path: str) -> dict[str, Any] | None:
+    found = ADDRESS.fullmatch(path) or INFER.fullmatch(path)
+    return found.groupdict() if found else None
 
 
 class Front:

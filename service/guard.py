@@ -29,6 +29,12 @@ def keys_of(settings: Settings) -> Keys:
     return Keys(settings.api_keys, [of_secret("admin_key", given.get_secret_value(), ["admin"])] if given else ())
 
 
+def open_paths(settings: Settings) -> frozenset[str]:
+    """What needs no key even where there are keys."""
+    public = ((settings.docs, DOCS), (settings.metrics, METRICS))
+    return HEALTH.union(*(paths for exposure, paths in public if exposure == "public"))
+
+
 def shielded(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
     """`app` behind what the settings ask for: keys, and answers that web pages of other origins may read."""
     if settings.api_keys is not None or settings.admin_key is not None:
@@ -53,11 +59,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
         self._app, self._keys, self._demands = app, keys, settings.api_keys is not None
-        public = [
-            (settings.docs == "public", DOCS),
-            (settings.metrics == "public", METRICS),
-        ]
-        self._open = HEALTH.union(*(paths for is_public, paths in public if is_public))
+        self._open = open_paths(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

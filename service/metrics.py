@@ -165,6 +165,8 @@ class Metrics:
         for outcome in ("scored", "dropped", "refused", "failed"):
             self.shadow.labels(model, outcome)
         self.shadow_difference.observe(model, ())
+        for outcome in ("same", "differs", "failed"):
+            self.replays.labels(model, outcome)
 
     def dropped(self, model: str, reason: str, rows: int) -> None:
         self.dropped_rows.labels(model, reason).inc(rows)

@@ -1,6 +1,6 @@
 """The OpenAPI document. Its examples are the loaded bundles' own, so that each of them can be sent as it stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -15,13 +15,18 @@ from service.runtime import VERBS, Runtime, Verb
 SET_NAME: Final = "new-this-week"
 
 
-def with_examples(app: FastAPI, catalog: Catalog) -> Callable[[], dict[str, Any]]:
-    """A replacement for `app.openapi`: the same document with an example in every request it describes."""
+def with_examples(app: FastAPI, catalog: Catalog, open_to_all: Container[str] | None) -> Callable[[], dict[str, Any]]:
+    """A replacement for `app.openapi`: the same document with an example in every request it describes.
+
+    `open_to_all` are the paths that need no key, where the others do.
+    """
     plain = app.openapi
 
     def document() -> dict[str, Any]:
         described = plain()
         _name_problems(described)
+        if open_to_all is not None:
+            _describe_keys(described, open_to_all)
         described["components"]["schemas"] |= oip_document.schemas()
         serving = [model for model in catalog.models.values() if model.serving]
         if serving:
@@ -52,6 +57,14 @@ def _tensor(name: str, value: object) -> dict[str, Any]:
 
 def _only(row: Instance, names: tuple[str, ...]) -> Instance:
     return {name: row[name] for name in names if name in row}
+
+
+def _describe_keys(described: dict[str, Any], open_to_all: Container[str]) -> None:
+    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    described["security"] = [{"key": []}]
+    for path, operations in described["paths"].items():
+        for operation in operations.values() if path in open_to_all else ():
+            operation["security"] = []
 
 
 def _name_problems(described: dict[str, Any]) -> None:

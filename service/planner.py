@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -82,7 +81,10 @@ class Planner:
                 async with asyncio.timeout(self._settings.watch or None):
                     await self._asked.wait()
             self._asked.clear()
-            await self.look(everywhere)
+            try:
+                await self.look(everywhere)
+            except Exception:  # it is to go on for as long as the service does
+                log.exception("failed")
 
     def look_soon(self) -> None:
         self._asked.set()
@@ -210,16 +212,17 @@ class Planner:
         return folder.size(self._settings.bundles / candidate.model / candidate.version)
 
     def _wanted(self, wish: ChangeModel, tried: Tried | None) -> list[Candidate]:
-        """The versions in the folder that are to serve, unless they turn out to be refused: first those that the routes
-        name, then the highest, as many as the setting `versions` says; on trust all, for some may not be good."""
+        """The versions in the folder that are to serve, unless they turn out to be refused: those that the routes name,
+        and the highest others, as many as there is room for; on trust all of these, for some may not be good."""
         known, found = self._known(wish.model), self._found(wish.model)
         refused = self._refused(wish, known, found) | _refusals(wish.model, tried)
         if wish.action in TAKING:
             refused[self._bad(wish)] = Refused("", "")
-        named = [version for version in found if int(version) in known.routes.named and version not in refused]
-        others = [version for version in found if version not in named and version not in refused]
-        room = None if tried is None else max(self._settings.versions - len(named), 0)
-        return [Candidate(wish.model, version, found[version]) for version in (*named, *islice(others, room))]
+        free = [version for version in found if version not in refused]
+        named = [version for version in free if int(version) in known.routes.named]
+        others = [version for version in free if version not in named]
+        room = None if tried is None else known.routes.room(free, self._settings.versions)
+        return [Candidate(wish.model, version, found[version]) for version in (*named, *others[:room])]
 
     def _may(self, candidate: Candidate, wish: ChangeModel, tried: Tried | None) -> bool:
         """Whether a version may serve: it was tried, or serves already."""

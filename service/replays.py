@@ -28,7 +28,10 @@ class Replays:
     async def run(self) -> None:
         await asyncio.sleep(random.uniform(0, SECONDS))  # workers are not to do it all at once
         while True:
-            await self._replay_all()  # no version is held while this sleeps
+            try:
+                await self._replay_all()  # no version is held while this sleeps
+            except Exception:  # it is to go on for as long as the service does
+                log.exception("failed")
             await asyncio.sleep(SECONDS)
 
     async def _replay_all(self) -> None:

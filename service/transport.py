@@ -6,7 +6,7 @@ first body event); uvicorn writes the head as soon as it is there.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, cast
 
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import errors
 from service.errors import AddressTooLong, BodyLate, HeadTooLarge, Malformed, ServiceError
+from service.heads import LONGEST, Heads, Repeated
 
 CONTINUE = b"HTTP/1.1 100"
 JOINED_BYTES = 65_536  # to copy a longer body would cost more than a write
@@ -41,6 +42,7 @@ class Limits:
     seconds: dict[Awaited, float]
     connections: int
     late: Callable[[Awaited], None]
+    heads: Heads = field(default_factory=Heads)
 
 
 class _Joining:
@@ -96,9 +98,11 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
-        self._reads: Awaited | None = Awaited.HEAD  # or BODY; None between requests
+        self._reads: Awaited | None = None  # HEAD or BODY; None between requests, and before the first one
         self._bytes = 0  # read since the head began, or since a piece of the body came
         self._refusal: ServiceError | None = None
+        self._find_head = limits.heads.find
+        self._head, self._is_same_head = b"", False  # the newest one, and whether it came twice
         self._seen: tuple[Awaited | None, object] = None, None
         self._since = 0.0
 
@@ -111,6 +115,15 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal:
             return
+        if self._reads is None and (self.cycle is None or self.cycle.response_complete):
+            raw = data[: data.find(b"\r\n\r\n") + 4]
+            head = self._find_head(raw)
+            if head is not None and len(data) == len(raw) + head.length:
+                self.cycle = Repeated(self, head, data[len(raw) :])
+                self._start_asgi_task(self.cycle, self.app)
+                return
+            self._is_same_head = raw == self._head
+            self._head = raw if len(raw) <= LONGEST else b""
         self._bytes += len(data)
         super().data_received(data)
         if self._reads is None:
@@ -135,6 +148,10 @@ class Protocol(HttpToolsProtocol):
             raise _Refused
         self._reads = Awaited.BODY
         super().on_headers_complete()
+        if self._is_same_head:
+            self._is_same_head = False
+            if self.cycle.keep_alive and not self.parser.should_upgrade():
+                self._limits.heads.learn(self._head, self.scope)
         self.cycle.__class__ = _Cycle  # uvicorn has no way to say which class; its app runs in a task, so later
 
     def on_body(self, body: bytes) -> None:
@@ -185,7 +202,9 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             return None, None
         if self._reads is Awaited.BODY or self.cycle is None or self.cycle.response_complete:
-            return self._reads or Awaited.IDLE, self.headers
+            if self._reads:
+                return self._reads, self.headers
+            return (Awaited.IDLE if self.cycle else Awaited.HEAD), self.cycle
         return None, None
 
     def _end(self, awaited: Awaited) -> None:

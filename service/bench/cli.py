@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ssl
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from service.bench.report import Report, report
 from service.bench.requests import BenchRefused
 
 WARM_SHARE: Final = 0.2  # of the seconds asked for, before anything is counted
+PORTS: Final = {"http": 80, "https": 443}
 WARM_SECONDS: Final = 1.0  # and no longer than this
 
 
@@ -29,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--model", required=True, help="the name of the served model")
     found.add_argument("--url", help="a service that runs, as http://host:port (default: one of its own is started)")
+    found.add_argument("--ca", type=Path, metavar="FILE", help="whom to trust of a service at https://host:port")
+    found.add_argument("--key", help="an API key, where the service has keys")
     found.add_argument(
         "--bundles", help="the folder of bundles for a service of its own (default: as python -m service)"
     )
@@ -59,9 +63,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, address: Address) -> Report:
-    asked = requests.subject(address, options.model)
+    headers = {} if options.key is None else {"authorization": f"Bearer {options.key}"}
+    asked = requests.subject(address, options.model, headers)
     body = requests.body(options.verb, asked, options.instances)
-    request = load.post(f"/v1/models/{quote(asked.name)}:{options.verb}", body)
+    request = load.post(f"/v1/models/{quote(asked.name)}:{options.verb}", body, headers=load.JSON | headers)
 
     def measured(seconds: float) -> Coroutine[Any, Any, Load]:
         if options.rate is None:
@@ -101,9 +106,10 @@ def _service(options: argparse.Namespace) -> Iterator[Address]:
     if options.bundles is not None:
         raise BenchRefused("--bundles is for a service of its own: leave it or --url out")
     found = urlsplit(options.url)
-    if found.scheme != "http" or not found.hostname:
-        raise BenchRefused(f"--url {options.url!r}: expected http://host:port")
-    yield Address(found.hostname, found.port or 80)
+    if found.scheme not in PORTS or not found.hostname:
+        raise BenchRefused(f"--url {options.url!r}: expected http://host:port or https://host:port")
+    tls = ssl.create_default_context(cafile=options.ca) if found.scheme == "https" else None
+    yield Address(found.hostname, found.port or PORTS[found.scheme], tls)
 
 
 def _count(text: str) -> int:

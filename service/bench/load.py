@@ -6,6 +6,7 @@ It reads no more of an answer than its status and length, so that it stays far q
 import asyncio
 import itertools
 import random
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -18,12 +19,15 @@ UNANSWERED: Final = -1  # in place of a status: due, but not answered when the r
 PRECISE_SECONDS: Final = 2e-3  # a timer of the event loop may be so late: what is due sooner is waited for awake
 SEED: Final = 1
 END_OF_HEAD: Final = b"\r\n\r\n"
-JSON: Final = {"content-type": "application/json"}
+JSON: Final[dict[str, str]] = {"content-type": "application/json"}
 
 
 class Address(NamedTuple):
+    """Where a service listens; with `tls` it speaks HTTPS."""
+
     host: str
     port: int
+    tls: ssl.SSLContext | None = None
 
 
 @dataclass
@@ -162,7 +166,9 @@ class _Loop(ABC):
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
+        _, connection = await loop.create_connection(
+            lambda: _Connection(self), self._address.host, self._address.port, ssl=self._address.tls
+        )
         self._connections.add(connection)
         return connection
 

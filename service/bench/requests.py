@@ -3,7 +3,7 @@
 import http.client
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -26,11 +26,15 @@ class Subject(NamedTuple):
     example: dict[str, Any]
 
 
-def subject(address: Address, model: str) -> Subject:
+def subject(address: Address, model: str, headers: Mapping[str, str]) -> Subject:
     """Ask the service for a model. Raises BenchRefused where nothing answers, or no version of it serves."""
-    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_SECONDS)
+    connection = (
+        http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_SECONDS)
+        if address.tls is None
+        else http.client.HTTPSConnection(address.host, address.port, timeout=TIMEOUT_SECONDS, context=address.tls)
+    )
     try:
-        connection.request("GET", f"/v1/models/{quote(model, safe='')}")
+        connection.request("GET", f"/v1/models/{quote(model, safe='')}", headers=dict(headers))
         answer = connection.getresponse()
         said = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -137,7 +137,7 @@ def test_the_unit_is_given_the_time_to_end() -> None:
     assert int(said["TimeoutStopSec"]) > Settings().lame_duck + END_SECONDS
     variables = [each.partition("=")[0] for each in said["Environment"].split()]
     own = {name.removeprefix(PREFIX).lower() for name in variables if name.startswith(PREFIX)}
-    assert own == {"bundles", "workers", "hardened"}
+    assert own == {"bundles", "workers", "hardened", "state"}
     assert said["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert own <= set(Settings.model_fields)
 

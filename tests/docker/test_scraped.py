@@ -20,7 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker/prometheus"
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docker/grafana/dashboards/factorlens.json").read_text())
-TROUBLE = {("Requests turned away", "A"), ("Slow clients", "A")}  # what is empty as long as nothing goes wrong
+TROUBLE = {("Requests turned away", "A"), ("Slow clients", "A"), ("Errors by version", "A")}  # while nothing goes wrong
 OF_A_GPU = {("Memory", "C")}
 EXPECTED = (0.1, 0.5, 0.4)  # shares of scores, by bin
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]

@@ -21,7 +21,6 @@ SLICES = 24  # after each of which the process is looked at
 SLICE = 6_400  # requests of one, at least: what a pump sends before it leaves
 WARM = 8  # slices, after which memory counts
 LONGEST = 150.0  # seconds that all of it may take: a slow machine sends fewer
-CONTROL = 12 * SLICE
 BAR = 2.0  # MB a million requests
 # The service, which forgets nothing: a few bytes, now and then a descriptor, of every request.
 LEAKS = """
@@ -76,21 +75,21 @@ def pump(address: str, count: int) -> dict[str, int]:
     return dict(json.loads(done.stdout))
 
 
-def grown(pid: int, address: str, requests: int) -> Growth:
-    share = max(requests // (SLICES - WARM), SLICE)
+def grown(pid: int, address: str, requests: int, *, slices: int = SLICES, warm: int = WARM) -> Growth:
+    share = max(requests // (slices - warm), SLICE)
     looks: list[tuple[int, int, int, int]] = []
     statuses: dict[str, int] = {}
     ends, sent = time.monotonic() + LONGEST, 0
-    for number in range(SLICES):
-        found = pump(address, SLICE if number < WARM else share)
+    for number in range(slices):
+        found = pump(address, SLICE if number < warm else share)
         for status, count in found.items():
             statuses[status] = statuses.get(status, 0) + count
         time.sleep(0.5)  # until the connections that were left are closed
         sent += sum(count for status, count in found.items() if status.isdigit())
         looks.append((sent, anonymous_bytes(pid), descriptors(pid), threads(pid)))
-        if time.monotonic() > ends and number > WARM + 3:
+        if time.monotonic() > ends and number > warm + 3:
             break
-    counted, memory, opened, running = map(np.array, zip(*looks[WARM:], strict=True))
+    counted, memory, opened, running = map(np.array, zip(*looks[warm:], strict=True))
     slope = float(np.polyfit(counted, memory, 1)[0])  # bytes a request, that is MB a million
     return Growth(sent, slope, _more(opened), _more(running), statuses)
 
@@ -120,7 +119,7 @@ def test_a_million_requests(releases: Path, request: pytest.FixtureRequest, meas
 def test_a_leak_is_seen(releases: Path, measured: Measured) -> None:
     """The control: a process that keeps an id of every request, and a descriptor for every ten thousand."""
     with serving(releases.parent, leaks=True) as (pid, address):
-        found = grown(pid, address, CONTROL)
+        found = grown(pid, address, 6 * SLICE, slices=8, warm=2)
     seen = found.megabytes > BAR and found.descriptors > 0
     measured("  control: a planted leak", f"{found.megabytes:+.0f} MB a million, seen" if seen else "not seen", "seen")
     assert seen, found

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bundle import signature
 from service import __main__, keys, logs, settings
 from service.guard import Guard
 from service.keys import Key, Keys
@@ -371,3 +372,53 @@ def test_a_digest_is_compared_whole() -> None:
 def test_an_origin_is_named_whole(given: str) -> None:
     with pytest.raises(SettingsRefused, match="expected origins such as"):
         settings.load(["--cors-origins", given])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_takes_in_what_the_folder_has_now(
+    workers: str, publish: Callable[[int], Path], tmp_path: Path, started: Started
+) -> None:
+    """A version whose signer is not trusted at first is tried again once a file says so."""
+    trusted = tmp_path / "trusted.pub"
+    made = []
+    for version in (1, 2):
+        path = publish(version)
+        made.append(signature.sign((path / "manifest.json").read_bytes(), f"{version}" * 64))
+        (path / "signature.json").write_text(made[-1].model_dump_json())
+    trusted.write_text(made[0].key)
+    (tmp_path / "tiny-fm" / "2").rename(tmp_path / "2")
+    flags = ["--bundles", str(tmp_path), "--trusted-keys", str(trusted), "--workers", workers]
+
+    def versions(url: str) -> set[int]:
+        with httpx.Client(headers={"connection": "close"}) as client:
+            answers = [client.post(url + PREDICT, json={"instances": [{}]}) for _ in range(12)]
+        return {answer.json()["version"] for answer in answers}
+
+    with started(*flags) as (process, url):
+        assert versions(url) == {1}
+        (tmp_path / "2").rename(tmp_path / "tiny-fm" / "2")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "is not trusted" in httpx.get(f"{url}/v1/models/tiny-fm").text)
+        assert versions(url) == {1}
+        trusted.write_text(f"{made[0].key}\n{made[1].key}")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: versions(url) == {2})
+        assert process.poll() is None
+
+
+def until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_document_says_which_addresses_need_a_key(keyed: httpx.Client, publish: Any, serve: Serve) -> None:
+    document = keyed.get("/openapi.json", headers=bearer("shop")).json()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert document["security"] == [{"key": []}]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            is_open = keyed.request(method, path).status_code != 401
+            assert ("security" in operation) == is_open, path
+    assert "security" not in serve().get("/openapi.json").json()

@@ -18,7 +18,7 @@ from service.metrics import Metrics
 
 STAGES = ("read", "queue", "compute", "answer")
 OF_A_GPU = {"factorlens_device_memory_bytes"}
-OF_TROUBLE = {"factorlens_slow_clients_total", "factorlens_refused_total", "factorlens_dropped_rows_total"}
+OF_TROUBLE = {"factorlens_slow_clients_total", "factorlens_shadow_total", "factorlens_shadow_difference"}
 OF_A_SPREAD = {"factorlens_score_bin_total", "factorlens_score_bin_expected", "factorlens_score_psi"}
 
 
@@ -111,6 +111,20 @@ def test_every_metric_is_exposed_under_its_name(client: Client) -> None:
     loaded = [key for key in samples(client) if key[0] == "factorlens_model_info" and "tiny-fm" in key]
     assert len(loaded) == 1
     assert samples(client)[("factorlens_ready",)] == 1
+
+
+def test_what_alerts_look_for_begins_with_zero(publish: Callable[[int], Path], serve: Callable[..., Client]) -> None:
+    """Prometheus sees no increase in a counter that is there with its first event."""
+    publish(1)
+    found = samples(serve())
+    for name, *labels in (
+        ("factorlens_refused_total", "tiny-fm", "deadline"),
+        ("factorlens_refused_total", "tiny-fm", "overload"),
+        ("factorlens_golden_replays_total", "tiny-fm", "differs"),
+        ("factorlens_golden_replays_total", "tiny-fm", "failed"),
+        ("factorlens_failed_runs_total", "score", "tiny-fm"),
+    ):
+        assert found[name, *labels] == 0
 
 
 def test_the_memory_of_a_gpu_is_told_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -135,3 +136,29 @@ def test_a_certificate_and_its_key_may_be_one_file(tmp_path: Path) -> None:
     assert Tls.of(settings.load([])) is None
     with pytest.raises(TlsRefused):
         Tls(cert, None)
+
+
+def test_a_benchmark_over_https_with_a_key(
+    publish: Callable[[int], Path], tmp_path: Path, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(1)
+    cert, key = certify(tmp_path, 1)
+    line = f"bench {sha256(b'key-of-the-tests').hexdigest()} predict"
+    served = ["--bundles", str(tmp_path), "--tls-cert", str(cert), "--tls-key", str(key), "--api-keys", line]
+    with started(*served) as (_, url):
+        asked = [
+            "bench",
+            "--model",
+            "tiny-fm",
+            "--url",
+            url,
+            "--ca",
+            str(cert),
+            "--concurrency",
+            "2",
+            "--seconds",
+            "0.3",
+        ]
+        assert __main__.main([*asked, "--key", "key-of-the-tests"]) == 0
+        assert __main__.main(asked) == 1
+        assert "this needs a key" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_the_default_stays_where_it_was_set(publish: Publish, serve: Serve) -> N
     assert (set_["default"], set_["pinned"], answering(client)) == (1, True, 1)
     publish(3)
     loaded = post(client, "load")
-    assert [each["version"] for each in loaded["versions"]] == [3, 1]  # of two, the one that is pinned
+    assert [each["version"] for each in loaded["versions"]] == [3, 1]  # of two, the one that was set
     assert answering(client) == 1
     assert post(client, "default", 404, version=2)["detail"] == "tiny-fm has the versions 3, 1"
     assert post(client, "default", version=None)["default"] == 3
@@ -72,6 +72,17 @@ def test_a_default_that_is_none_is_refused(publish: Publish, serve: Serve, body:
     publish(1)
     response = serve(admin=True).post(f"{ADMIN}:default", json=body)
     assert (response.status_code, response.json()["type"]) == (422, "urn:factorlens:problem:body-refused")
+
+
+def test_the_watched_folder_keeps_what_routes_name_and_what_answers(publish: Publish, serve: Serve) -> None:
+    for version in (1, 2, 3, 4):
+        publish(version)
+    client = serve(admin=True, versions=3, watch=0.05)
+    assert client.put(f"{ADMIN}/routes", json={"canary": 3, "shadow": 2}).is_success
+    time.sleep(0.3)
+    assert (client.get("/v1/models/tiny-fm").json()["versions"], answering(client)) == ([4, 3, 2], 4)
+    assert post(client, "rollback", 200)["default"] == 1  # neither the canary nor the shadow
+    assert (answering(client), client.get(f"{ADMIN}/routes").json()["canary"]) == (1, 3)
 
 
 def test_a_rollback_is_one_quick_call_and_lasts(publish: Publish, serve: Serve) -> None:
