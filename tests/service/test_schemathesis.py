@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.schemata import document, found
+from tests.service.schemata import document, found, log_of
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 
 @pytest.fixture(scope="module")
 def url(bundles: Path, started: Started) -> Iterator[str]:
-    with started("--bundles", str(bundles), "--admin", "true") as (_, address):
+    with started("--bundles", str(bundles), "--admin", "true") as (process, address):
+        log_of(process)
         yield address
 
 
