@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ FLAGS = ("--checks=all", "--mode=all", "--seed=1", "--no-shrink", "--continue-on
 
 
 def log_of(process: "subprocess.Popen[str]") -> list[str]:
-    """The lines that a service logs from now on, as they come: nobody else reads them, and a full pipe would hold it."""
+    """The lines that a service logs from now on, as they come; where nobody reads them a full pipe would hold it."""
     assert process.stderr
     lines, stream = list[str](), process.stderr
-    threading.Thread(target=lambda: lines.extend(stream), daemon=True).start()
+
+    def read() -> None:
+        with suppress(ValueError):  # closed
+            lines.extend(stream)
+
+    threading.Thread(target=read, daemon=True).start()
     return lines
 
 
