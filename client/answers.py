@@ -102,6 +102,7 @@ class RankAnswer(_Answer, frozen=True, kw_only=True):
     ranked: list[Ranked]
     path: Literal["split", "flat"]
     unknown: list[UnknownField]
+    misplaced: list[str] | None = None
     explanations: list[Explanation] | None = None
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Measured
-from tests.service.corpus import Asked, mutated, requests, wrong
+from tests.service.corpus import ARROW, CANARY, MODEL, Asked, mutated, requests, wrong
+from tests.service.schemata import log_of
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 MUTATIONS = 5000
@@ -50,13 +51,16 @@ def send(process: "subprocess.Popen[str]", url: str, asked: Iterable[Asked]) -> 
 
 
 def test_every_body_of_the_corpus(bundles: Path, started: Started, measured: Measured) -> None:
-    flags = ("--admin", "true", "--max-body-bytes", "100000", "--max-rows", "300", "--log-level", "error")
+    flags = ("--admin", "true", "--max-body-bytes", "100000", "--max-rows", "300", "--log-level", "debug")
     with started("--bundles", str(bundles), *flags) as (process, url):
-        send(process, url, list(requests())[:20])
+        lines = log_of(process)
+        send(process, url, [*list(requests())[:20], Asked("POST", f"{MODEL}:predict", b"", ARROW)])  # pyarrow is read
         statuses, complaints, most = send(process, url, [*requests(), *mutated(MUTATIONS, seed=int(time.time()))])
     total, failed = sum(statuses.values()), sum(count for status, count in statuses.items() if status >= 500)
     figure = f"{total} bodies: {failed} × 5xx, {len(complaints)} wrong, at most {1000 * most:.0f} ms of CPU"
     measured("broken bodies: corpus and 5,000 mutations", figure, "0 × 500, < 50 ms")
     assert complaints == []
+    assert len(lines) > total
+    assert [line for line in lines if CANARY in line] == []
     assert total > 10_000
     assert most <= BAR

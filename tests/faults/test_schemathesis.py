@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Measured
-from tests.service.schemata import document, found
+from tests.service.schemata import document, found, log_of
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 SECONDS = 110
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_nothing_is_found(workers: str, bundles: Path, started: Started, measured: Measured, tmp_path: Path) -> None:
-    flags = ("--admin", "true", "--workers", workers, "--log-level", "error", "--max-candidate-sets", "100000")
-    with started("--bundles", str(bundles), *flags) as (_, url):
+    flags = ("--admin", "true", "--workers", workers, "--max-candidate-sets", "100000")
+    with started("--bundles", str(bundles), *flags) as (process, url):
+        log_of(process)
         phases = ("--phases=examples,coverage,fuzzing,stateful", "--max-examples=500", f"--max-time={SECONDS}")
         status, report = found(url, document(url), tmp_path, *phases)
     cases = re.search(r"(\d+) generated", report)

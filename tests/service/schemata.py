@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,19 @@ import httpx
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 FLAGS = ("--checks=all", "--mode=all", "--seed=1", "--no-shrink", "--continue-on-failure", "--warnings=off")
+
+
+def log_of(process: "subprocess.Popen[str]") -> list[str]:
+    """The lines that a service logs from now on, as they come; where nobody reads them a full pipe would hold it."""
+    assert process.stderr
+    lines, stream = list[str](), process.stderr
+
+    def read() -> None:
+        with suppress(ValueError):  # closed
+            lines.extend(stream)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def document(url: str) -> dict[str, Any]:

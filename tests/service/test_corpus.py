@@ -1,5 +1,6 @@
 """A sample of the corpus, and what it is good for; tests/faults sends all of it."""
 
+import logging
 import random
 import time
 from collections import Counter
@@ -25,7 +26,8 @@ def ask(client: Client, asked: Asked) -> tuple[str | None, int]:
     return wrong(asked, response.status_code, dict(response.headers), response.content), response.status_code
 
 
-def test_no_body_is_too_much(administered: Client) -> None:
+def test_no_body_is_too_much(administered: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "service")
     everything = list(requests())
     assert len(everything) > 5000
     found: Counter[str] = Counter()
@@ -35,6 +37,9 @@ def test_no_body_is_too_much(administered: Client) -> None:
         statuses[status] += 1
         if complaint:
             found[f"{asked.path} {asked.headers} {asked.body[:80]!r}: {complaint}"] += 1
+    logged = [f"{vars(each)}" for each in caplog.records if each.name.startswith("service")]
+    assert len(logged) >= SAMPLE
+    assert not any(CANARY in line for line in logged)
     assert not found
     assert {200, 400, 404, 413, 415, 422} <= set(statuses)
 

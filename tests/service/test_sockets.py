@@ -39,7 +39,7 @@ CASES: dict[str, tuple[bytes, int, bool]] = {
     "no encoding": (GET.replace(b"models", b"models/%zz%c3%28") + b"\r\n", 404, False),
     "an encoded zero": (GET.replace(b"models", b"models/%00") + b"\r\n", 404, False),
     "a path that is no ASCII": (GET.replace(b"models", b"models/\xc3\xff") + b"\r\n", 400, CLOSED),
-    "a path of 30,000 letters": (GET.replace(b"models", b"c" * 30_000) + b"\r\n", 404, False),
+    "a path of 30,000 letters": (GET.replace(b"models", b"c" * 30_000) + b"\r\n", 414, CLOSED),
     "a query": (GET.replace(b"models", b"models?c4n4ry=%00&&=") + b"\r\n", 200, False),
     "HTTP/1.0": (b"GET /v1/models HTTP/1.0\r\n\r\n", 200, CLOSED),
     "a verb in HTTP/1.0": (POST.replace(b"1.1", b"1.0") + LENGTH + b"\r\n" + BODY, 200, CLOSED),
