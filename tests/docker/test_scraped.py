@@ -50,6 +50,7 @@ def free_port() -> int:
 
 def asked(url: str, expression: str) -> list[dict[str, Any]]:
     response = httpx.get(f"{url}/api/v1/query", params={"query": expression})
+    response.raise_for_status()
     found: list[dict[str, Any]] = response.json()["data"]["result"]
     return found
 
@@ -61,7 +62,7 @@ def eventually(url: str, expression: str, *, seconds: float = 20) -> list[dict[s
         try:
             if found := asked(url, expression):
                 return found
-        except httpx.TransportError:
+        except (httpx.TransportError, httpx.HTTPStatusError):  # it starts, and says 503 meanwhile
             pass
         time.sleep(0.2)
     raise AssertionError(expression)
