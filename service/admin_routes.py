@@ -23,7 +23,6 @@ SHOWN: Final = (
     "watch",
     "trials",
     "provider",
-    "device",
     "threads",
     "workers",
     "max_rows",
