@@ -83,7 +83,7 @@ def grow(arguments: list[str]) -> None:
     """Do what the children will do, once; what it says is no answer."""
     graphs._export = remember
     tqdm.set_lock(RLock())  # its own is shared by all children, and one that is killed may hold it
-    session._onnxruntime = cache(session._onnxruntime)  # they look through all installed packages, every time
+    session.library = cache(session.library)  # they look through all installed packages, every time
     pipeline.package_versions = export.package_versions = cache(export.package_versions)  # type: ignore[attr-defined]
     answers = os.dup(1)
     os.dup2(2, 1)

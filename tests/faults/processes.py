@@ -55,6 +55,12 @@ def held(pid: int, port: int, state: str) -> int:
     return len(sockets(port, state) & {name[len("socket:[") : -1] for name in names})
 
 
+def unaccepted(port: int) -> int:
+    """How many connections to a port no process has taken yet: they have no inode."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[3] == ESTABLISHED and line[1].endswith(f":{port:04X}") and line[9] == "0" for line in lines)
+
+
 def until(true: Callable[[], bool], *, seconds: float = 60) -> float:
     """The seconds that it took to become true."""
     began = time.monotonic()
