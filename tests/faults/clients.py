@@ -53,6 +53,7 @@ class Crowd:
         self._address, self._asks = url.removeprefix("http://"), asks
         self._answered, self._slowest = [0] * clients, [0.0] * clients
         self.failures: list[Failure] = []
+        self.connected: list[float] = []  # when each connection was begun
         self._is_over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(at,), daemon=True) for at in range(clients)]
 
@@ -88,6 +89,8 @@ class Crowd:
             if self._is_over.is_set():
                 break
             started = time.monotonic()
+            if connection.sock is None:
+                self.connected.append(started)
             try:
                 connection.request("POST", path, body)
                 response = connection.getresponse()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ESTABLISHED, LISTEN = "01", "0A"  # states of a connection, as the kernel writes them
@@ -51,7 +52,10 @@ def sockets(port: int, state: str) -> set[str]:
 
 def held(pid: int, port: int, state: str) -> int:
     """How many of them a process has."""
-    names = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    names = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            names.append(os.readlink(each))
     return len(sockets(port, state) & {name[len("socket:[") : -1] for name in names})
 
 
