@@ -6,16 +6,19 @@ import os
 import select
 from datetime import UTC, datetime
 from logging.config import dictConfig
-from typing import Final
+from typing import Any, Final
 
 STDERR: Final = 2
-ATOMIC_BYTES: Final = 4096  # that a pipe which takes anything takes at once
+ATOMIC_BYTES: Final = 4096  # that a pipe which takes anything takes at once, and mixes with nobody else's
+LINE_BYTES: Final = ATOMIC_BYTES - 2  # of a line, without the ends of itself and of one before it that was torn
+LETTERS: Final = (3500, 3000, 2000, 1000, 500, 250, 100)  # of a value, where a line would be too long
 
 
 class JsonLine(logging.Formatter):
     """time, level, event, and what the call added as `extra={"facts": {...}}`; an exception as its traceback.
 
-    `worker` is the number of this process among several.
+    `worker` is the number of this process among several. A line has LINE_BYTES at most: of values that are too long a
+    part is left, of a traceback its end.
     """
 
     def __init__(self, worker: int | None = None) -> None:
@@ -32,18 +35,40 @@ class JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _fitting(line)
+
+
+def _fitting(line: dict[str, Any]) -> str:
+    found = json.dumps(line, default=str)
+    for letters in LETTERS:
+        if len(found) <= LINE_BYTES:
+            return found
+        found = json.dumps({name: _cut(name, value, letters) for name, value in line.items()}, default=str)
+    if len(found) <= LINE_BYTES:
+        return found
+    few = {name: line[name] for name in ("time", "level", "event", "worker") if name in line}
+    return json.dumps({**few, "event": _cut("event", line["event"], LETTERS[-1]), "facts_cut": len(line) - len(few)})
+
+
+def _cut(name: str, value: Any, letters: int) -> Any:
+    whole = value if isinstance(value, str) else json.dumps(value, default=str)
+    more = len(whole) - letters
+    if more <= 0:
+        return value
+    return f"[{more} letters cut]{whole[more:]}" if name == "exception" else f"{whole[:letters]}[{more} letters cut]"
 
 
 class Stderr(logging.Handler):
     """Lines to stderr, which never wait for whoever reads it, and fail nothing.
 
-    What a full disk or a full pipe does not take is lost; the next line that can be written says how much was.
+    What a full disk or a full pipe does not take is lost, and so is what cannot be written as text; the next line that
+    can be written says how much was, on a line of its own.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._lost = 0
+        self._is_torn = False  # the end of the newest line is missing
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._lost:
@@ -56,11 +81,14 @@ class Stderr(logging.Handler):
         self._lost += not self._is_written(record)
 
     def _is_written(self, record: logging.LogRecord) -> bool:
-        line = (self.format(record) + "\n").encode()
         try:
+            line = (self.format(record) + "\n").encode()
+            if self._is_torn:
+                line = b"\n" + line
             while line and _takes_more():
-                line = line[os.write(STDERR, line[:ATOMIC_BYTES]) :]
-        except OSError:
+                line = line[os.write(STDERR, line) :]
+                self._is_torn = bool(line)
+        except Exception:  # of whatever is logged: its caller has other things to do
             return False
         return not line
 

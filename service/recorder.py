@@ -1,5 +1,6 @@
 """What every request passes through: an id, one line of log, two metrics, and a net under unforeseen errors."""
 
+import asyncio
 import logging
 import random
 import re
@@ -17,6 +18,7 @@ from service.statistics import Spans
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SLOW_SECONDS = 1.0  # a request that took longer is a line of log at info, but one a second at most
+STOPPED = 503  # what counts as the status of a request that the end of the service cut off
 CLIENT_LEFT = 499  # nginx's number for a client that left before it was answered
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,9 @@ class Recorder:
             await self._app(scope, receive, send_recorded)
         except ClientDisconnect:
             record.status = CLIENT_LEFT
+        except asyncio.CancelledError:
+            record.status = record.status or STOPPED
+            raise
         except Exception:
             log.exception("failed", extra={"facts": record.facts(time.perf_counter() - record.started)})
             if record.status:

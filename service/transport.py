@@ -50,6 +50,7 @@ class _Joining:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport, self._head = transport, b""
+        self.written = 0  # bytes, in all
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -58,12 +59,14 @@ class _Joining:
         if self._head:
             head, self._head = self._head, b""
             if len(data) > JOINED_BYTES:
+                self.written += len(head)
                 self._transport.write(head)
             else:
                 data = head + data
         elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(CONTINUE):
             self._head = data
             return
+        self.written += len(data)
         self._transport.write(data)
 
     def flush(self) -> None:
@@ -100,11 +103,14 @@ class Protocol(HttpToolsProtocol):
         self._limits = limits
         self._reads: Awaited | None = None  # HEAD or BODY; None between requests, and before the first one
         self._bytes = 0  # read since the head began, or since a piece of the body came
+        self._newest = 0  # bytes of the newest piece that was read
+        self._before = 0  # at most so many bytes of a head were read together with the end of another request
         self._refusal: ServiceError | None = None
         self._find_head = limits.heads.find
         self._head, self._is_same_head = b"", False  # the newest one, and whether it came twice
         self._seen: tuple[Awaited | None, object] = None, None
         self._since = 0.0
+        self._due = 0  # of the bytes that were written, so many are to be read in time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._joining = _Joining(transport)
@@ -124,10 +130,11 @@ class Protocol(HttpToolsProtocol):
                 return
             self._is_same_head = raw == self._head
             self._head = raw if len(raw) <= LONGEST else b""
-        self._bytes += len(data)
+        self._newest = len(data)
+        self._bytes += self._newest
         super().data_received(data)
         if self._reads is None:
-            self._bytes = 0
+            self._bytes = self._before = 0
         elif self._bytes > HEAD_BYTES and not self._refusal:
             self._refuse(HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes"))
 
@@ -143,7 +150,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) > ADDRESS_BYTES:
             self._refusal = AddressTooLong(f"an address may have {ADDRESS_BYTES} bytes")
             raise _Refused
-        if self._bytes > HEAD_BYTES and self._head_bytes() > HEAD_BYTES:
+        if self._bytes + self._before > HEAD_BYTES and self._head_bytes() > HEAD_BYTES:
             self._refusal = HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes")
             raise _Refused
         self._reads = Awaited.BODY
@@ -160,6 +167,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._reads = None
+        self._bytes, self._before = 0, self._newest
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -192,9 +200,11 @@ class Protocol(HttpToolsProtocol):
             self._end(awaited)
 
     def _awaits(self) -> tuple[Awaited | None, object]:
-        """What the client is waited for, and which request of it."""
-        if self.transport.get_write_buffer_size():
-            return Awaited.ANSWER, None
+        """What the client is waited for, and which request of it, or up to which byte of what was written."""
+        if unread := self.transport.get_write_buffer_size():
+            if self._joining.written - unread >= self._due:
+                self._due = self._joining.written
+            return Awaited.ANSWER, self._due
         if self.transport.is_closing():
             return None, None
         if self._refusal:

@@ -119,10 +119,19 @@ def test_a_spread_that_makes_no_sense_is_refused(
     assert rejected["reason"].startswith("report.json")
 
 
-def test_an_unloaded_version_tells_no_more(binned: ScoreBins, serve: Callable[..., httpx.Client]) -> None:
+def test_of_an_unloaded_version_stays_what_it_counted(binned: ScoreBins, serve: Callable[..., httpx.Client]) -> None:
     client = serve(admin=True)
-    assert 'factorlens_stage_seconds_count{model="tiny-fm"' in client.get("/metrics").text
+    counted = 'factorlens_stage_seconds_count{model="tiny-fm",stage="read",version="1"}'
+    client.post("/v1/models/tiny-fm/versions/1:predict", json={"instances": ROWS[:3]})
+    before = bins_of(client, "factorlens_score_bin_total", 1)
+    assert sum(before) == 3
     assert client.post("/v2/repository/models/tiny-fm/unload").status_code == 200
     text = client.get("/metrics").text
-    assert "factorlens_score_bin_total{" not in text
-    assert "factorlens_stage_seconds_count{" not in text
+    assert bins_of(client, "factorlens_score_bin_total", 1) == before
+    assert f"{counted} 1.0" in text
+    assert "factorlens_score_bin_expected{" not in text
+    assert 'version="2"} ' not in "".join(line for line in text.splitlines() if "stage_seconds" in line)
+    assert client.post("/v2/repository/models/tiny-fm/load").status_code == 200
+    client.post("/v1/models/tiny-fm/versions/1:predict", json={"instances": ROWS[:3]})
+    assert f"{counted} 2.0" in client.get("/metrics").text
+    assert sum(bins_of(client, "factorlens_score_bin_total", 1)) == 6

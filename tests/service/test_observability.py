@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -5,12 +6,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from fastapi import FastAPI
 from httpx import Client
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message, Receive, Scope, Send
 
 from bundle import device
 from service import logs, metrics, recorder
@@ -219,6 +222,33 @@ def test_stages_add_up_to_a_metric(client: Client) -> None:
     whole = ("factorlens_request_seconds_sum", "predict", "tiny-fm")
     assert all(seconds > 0 for seconds in spent.values())
     assert sum(spent.values()) <= after[whole] - before[whole]
+
+
+@pytest.mark.parametrize(("begun", "status"), [(False, "503"), (True, "200")])
+def test_a_request_that_is_cut_off_has_a_status(begun: bool, status: str) -> None:
+    counts = Metrics()
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        scope["state"]["record"].endpoint = "predict"
+        if begun:
+            await send({"type": "http.response.start", "status": 200})
+        await asyncio.Event().wait()
+
+    async def send(_: Message) -> None: ...
+
+    async def cut() -> None:
+        scope: Scope = {"type": "http", "headers": [], "path": "/"}
+        task = asyncio.ensure_future(recorder.Recorder(app, counts)(scope, cast(Receive, None), send))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cut())
+    told = re.findall(
+        r'^factorlens_requests_total{.*status="(\d+)"} 1.0$', generate_latest(counts.registry).decode(), re.M
+    )
+    assert told == [status]
 
 
 def test_a_failure_is_logged_with_its_request_id(app: FastAPI, client: Client, lines: io.StringIO) -> None:

@@ -29,6 +29,8 @@ class Written(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.writes.append(bytes(data))
+        if self.unread:
+            self.unread += len(data)
 
     def close(self) -> None:
         self.writes.append(b"")
@@ -247,6 +249,22 @@ def test_an_answer_has_to_be_read_in_time() -> None:
     asyncio.run(ask())
 
 
+def test_answers_have_their_time_each() -> None:
+    """There is always one that is not read yet, but never the same one for long."""
+
+    async def ask() -> None:
+        connection = Connection(reading)
+        for _ in range(100):
+            await connection.say(ANY + b"1234")
+            connection.transport.unread = len(connection.said[-1])
+            assert await connection.open_for(PERIOD) == PERIOD
+        assert connection.late == []
+        assert await connection.open_for(60) == 20 - PERIOD  # the newest was there before
+        assert connection.late == [Awaited.ANSWER]
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize(("crowded", "seconds"), [(False, 75), (True, 5)])
 def test_an_idle_connection_ends(crowded: bool, seconds: float) -> None:
     async def ask() -> None:
@@ -316,6 +334,25 @@ def test_a_head_has_a_limit(request_: bytes, status: int | None, pieces: int) ->
         assert connection.said[2:] == [b""]
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("step", [1000, 30_000, 60_000])
+def test_requests_that_come_together_are_heads_of_their_own(step: int) -> None:
+    """However they are cut: all together are longer than one head may be."""
+    request = b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % (b"x" * 300)
+    long = request.replace(b"x" * 300, b"x" * HEAD_BYTES)
+    many = request * 400
+
+    async def ask(sent: bytes) -> list[bytes]:
+        connection = Connection(reading)
+        await connection.say(*(sent[at : at + step] for at in range(0, len(sent), step)))
+        await asyncio.gather(*connection.protocol.tasks)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        return connection.said
+
+    assert asyncio.run(ask(many)) == [HEAD + b"content-length: 1\r\n\r\n0"] * 400
+    assert problem(asyncio.run(ask(request + long))).status == 431
 
 
 def test_what_stands_behind_a_body_has_the_same_limit() -> None:
