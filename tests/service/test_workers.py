@@ -264,6 +264,7 @@ def test_a_worker_that_hangs_is_replaced(
     def drive(url: str) -> None:
         stopped = workers(os.getpid())[0]
         os.kill(stopped, signal.SIGSTOP)
+        assert put_to_the_other(url).is_success  # what it should carry out, too, ends with it
         until(lambda: not is_running(stopped))
         until(lambda: len(workers(os.getpid())) == 2 and is_up(url))
         answers = each(url, "POST", "/v1/models/tiny-fm:predict", json={"instances": [{}]})
