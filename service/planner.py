@@ -48,6 +48,7 @@ class Planner:
         self._looked: dict[str, float] = {}  # when a model was last tried by a look
         self._trying = asyncio.Lock()
         self._asked = asyncio.Event()
+        self._action: Taking = "look"  # that the next look is to be
 
     async def start(self) -> Inventory:
         """What to load at the start. Raises OSError where the folder cannot be read."""
@@ -81,20 +82,22 @@ class Planner:
             self._complain(wish, tried)
 
     async def watch(self, everywhere: Everywhere) -> None:
-        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then what was refused for a
-        reason that may have passed is tried again, too."""
+        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then, unless it is to
+        be no more than a look, what was refused for a reason that may have passed is tried again, too."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.watch or None):
                     await self._asked.wait()
-            action: Taking = "load" if self._asked.is_set() else "look"
+            action, self._action = self._action, "look"
             self._asked.clear()
             try:
                 await self.look(everywhere, action)
             except Exception:  # it is to go on for as long as the service does
                 log.exception("failed")
 
-    def look_soon(self) -> None:
+    def look_soon(self, action: Taking = "load") -> None:
+        if action == "load":
+            self._action = action
         self._asked.set()
 
     async def look(self, everywhere: Everywhere, action: Taking = "look") -> None:

@@ -121,7 +121,7 @@ class Supervisor:
         async with self._one_by_one:
             with self._starting(child):
                 if child.inventory != self._planner.inventory:
-                    self._planner.look_soon()  # a version may have left the folder: the next one is not to look for it
+                    self._planner.look_soon("look")  # a version may have left the folder
                     raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=command.seconds):
