@@ -137,9 +137,10 @@ def test_whoever_asks_is_answered_whatever_happens(tmp_path: Path, monkeypatch: 
 
     async def ask() -> None:
         asker: Any = Asker()
-        over = Supervisor(Settings(bundles=tmp_path, workers=2), socket.socket())
-        monkeypatch.setattr(over._planner, "carry_out", carry_out)
-        await over._carry_out(asker, Ask(7, ChangeModel("load", "tiny-fm")))
+        with socket.socket() as address:
+            over = Supervisor(Settings(bundles=tmp_path, workers=2), address)
+            monkeypatch.setattr(over._planner, "carry_out", carry_out)
+            await over._carry_out(asker, Ask(7, ChangeModel("load", "tiny-fm")))
 
     asyncio.run(ask())
     assert sent == [Answer(7, 0, 1, None)]
