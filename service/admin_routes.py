@@ -24,7 +24,6 @@ SHOWN: Final = (
     "watch",
     "trials",
     "provider",
-    "device",
     "threads",
     "workers",
     "max_rows",

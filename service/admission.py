@@ -76,8 +76,9 @@ class Lane:
         if left <= self.short:
             self.short_at = now
         # Since the one before left, the lane was this one's: so whatever the process does besides, and whatever else
-        # the machine does, is in what a request takes.
-        pace.learn(length, now - (self.left_at if self.left_at > entered_at else entered_at))
+        # the machine does, is in what a request takes. With servers that had nothing to do it was a part of the lane.
+        busy = min(self.taken + 1, self.servers) / self.servers
+        pace.learn(length, busy * (now - (self.left_at if self.left_at > entered_at else entered_at)))
         self.left_at = now
 
 
@@ -103,16 +104,23 @@ class Gate:
         It takes no place yet: a body that is slow to come must keep nobody out.
         """
         lane = self.threads if is_long else self.loop
-        if lane.taken < lane.servers:
+        is_free = lane.taken < lane.servers
+        if is_free and not is_long:
+            return
+        rows = loaded.long_pace[verb].rows(announced.length) if is_long else 0
+        is_full = self.rows > 0 and self.rows + rows > self._most * min(announced.priority, 1.0)
+        if is_free and not is_full:
             return
         now = time.perf_counter()
         stands = now - lane.short_at > INTERVAL
         share = (STANDING if stands else BURST) * announced.priority
-        rows = loaded.long_pace[verb].rows(announced.length) if is_long else 0
-        is_full = self.rows + rows > self._most * min(announced.priority, 1.0)
         if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
             self._count(loaded.manifest.name, now)
             raise Overloaded(_pause(lane.seconds + now - lane.short_at), HOLD_SECONDS if stands else 0.0)
+
+    def dropped(self, model: str, reason: str, rows: int) -> None:
+        """Count rows that waited for a thread and were not scored."""
+        self._metrics.dropped(model, reason, rows)
 
     def overdue(self, model: str) -> None:
         """Count a request whose deadline was over before it was scored."""

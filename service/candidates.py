@@ -2,8 +2,9 @@
 rows that are encoded once for every version of the model, before the version serves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,6 +21,8 @@ from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
 from service.tables import Table, present
+
+Refusing = Callable[[], InputError | BodyRefused]  # makes the error anew
 
 
 class Encoded(NamedTuple):
@@ -46,8 +49,8 @@ class CandidateSet:
     def __init__(self, put: PutSet, *, limit: int) -> None:
         self.put = put
         self._limit = limit
-        self._encoded: WeakKeyDictionary[Runtime, Encoded | InputError | BodyRefused] = WeakKeyDictionary()
-        self._encoding = Lock()
+        self._encoded: WeakKeyDictionary[Runtime, Encoded | Refusing] = WeakKeyDictionary()
+        self._encoding, self._lock = Lock(), Lock()  # the first for as long as it takes, the second for a moment
 
     def of(self, loaded: Runtime) -> Encoded:
         """The set as this version has it: encoded the first time, and kept for as long as the version is loaded.
@@ -55,24 +58,38 @@ class CandidateSet:
         Raises InputError or BodyRefused where the version cannot encode it.
         """
         with self._encoding:
-            if loaded not in self._encoded:
-                self._encoded[loaded] = self._encode(loaded)
-            encoded = self._encoded[loaded]
+            with self._lock:
+                encoded = self._encoded.get(loaded)
+            if encoded is None:
+                encoded = self._encode(loaded)
+                with self._lock:
+                    self._encoded[loaded] = encoded
         if isinstance(encoded, Encoded):
             return encoded
-        raise encoded.with_traceback(None)
+        raise encoded()
 
-    def _encode(self, loaded: Runtime) -> Encoded | InputError | BodyRefused:
-        """The set, or why this version refuses it: then it need not read all of it again."""
+    def _encode(self, loaded: Runtime) -> Encoded | Refusing:
+        """The set, or why this version refuses it: then it need not read all of it again.
+
+        An error that was raised once is not kept, for its traceback would keep the version.
+        """
         try:
             return encode(loaded, self.raw(loaded))
-        except (InputError, BodyRefused) as error:
-            return error.with_traceback(None)
+        except InputError as error:
+            return partial(
+                InputError,
+                expected=error.expected,
+                received=error.received,
+                field=error.field,
+                instance=error.instance,
+            )
+        except BodyRefused as error:
+            return partial(BodyRefused, *error.refusals)
 
     @property
     def bytes(self) -> int:
         """What the set takes, or was expected to take for as many versions as may be loaded, if that is more."""
-        with self._encoding:
+        with self._lock:
             encoded = sum(each.bytes for each in self._encoded.values() if isinstance(each, Encoded))
         return max(self.put.cost, len(self.put.body) + encoded)
 

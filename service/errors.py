@@ -153,7 +153,7 @@ class Overloaded(ServiceError):
     after `pause` seconds."""
 
     def __init__(self, pause: int = 1, hold: float = 0.0) -> None:
-        super().__init__("too many requests wait: none of this one was read, send it again later")
+        super().__init__("too many requests wait: this one was not looked at, send it again later")
         self.pause, self.hold = pause, hold
 
 

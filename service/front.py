@@ -110,16 +110,19 @@ class Front:
             form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
         due = record.started + (announced.timeout or self._settings.deadline)
         if not is_long and len(raw) <= INLINE_BYTES:
-            return await self._score(loaded, raw, verb, form, due, receive, record)
+            return await self._score(loaded, raw, verb, announced, form, due, receive, record)
         if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
-            self._gate.admit(loaded, verb, announced, is_long=True)
+            self._gate.admit(loaded, verb, announced._replace(length=len(raw)), is_long=True)
         lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
         record.received = entered_at
         rows = pace.rows(len(raw))
         seconds = lane.enter(pace, len(raw), rows)
         try:
             reply = await self._turns.run(
-                lambda: self._act(loaded, raw, verb, announced, form, record), due=due, receive=receive
+                lambda: self._act(loaded, raw, verb, announced, form, record),
+                due=due,
+                receive=receive,
+                dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
             )
         finally:
             lane.leave(pace, len(raw), rows, seconds, entered_at)
@@ -148,7 +151,15 @@ class Front:
             return form.answer(loaded, scored, asked)
 
     async def _score(
-        self, loaded: Runtime, raw: bytes, verb: Verb, form: Form, due: float, receive: Receive, record: Record
+        self,
+        loaded: Runtime,
+        raw: bytes,
+        verb: Verb,
+        announced: Announced,
+        form: Form,
+        due: float,
+        receive: Receive,
+        record: Record,
     ) -> Reply:
         """The answer to a request that is scored together with others."""
         lane, pace = self._gate.loop, loaded.short_pace[verb]
@@ -157,10 +168,19 @@ class Front:
             request, asked = form.read(loaded, raw, self._settings)
             stages.read()
             rows = count_of(request)
+            is_many = rows > loaded.batcher.rows
+            if is_many:
+                self._gate.admit(loaded, verb, announced._replace(length=len(raw)), is_long=True)
+                lane, pace = self._gate.threads, loaded.long_pace[verb]
             seconds = lane.enter(pace, len(raw), rows)
             try:
-                if rows > loaded.batcher.rows:
-                    scored = await self._turns.run(lambda: loaded.score_all([request]), due=due, receive=receive)
+                if is_many:
+                    scored = await self._turns.run(
+                        lambda: loaded.score_all([request]),
+                        due=due,
+                        receive=receive,
+                        dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
+                    )
                 else:
                     waiting = loaded.batcher.submit(request, rows=rows, due=due)
                     is_soon = loaded.batcher.inline and lane.seconds < LONG_WAIT

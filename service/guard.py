@@ -81,7 +81,7 @@ class Guard:
             record.key, scope["state"]["caller"] = key.name, key
         if not self._demands or (key and time.time() < key.until and (needed == "any" or needed in key.rights)):
             return
-        record.endpoint = scope.get("path_params", {}).get("verb") or ("admin" if needed == "admin" else "model")
+        record.endpoint = scope.get("path_params", {}).get("verb") or ("admin" if needed == "admin" else "refused")
         raise _refusal(key, needed, sent=secret is not None)
 
     def _needed(self, scope: Scope) -> Need:

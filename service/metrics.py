@@ -36,7 +36,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "factorlens_request_seconds",
-            "From the head of a request to the end of its answer",
+            "From the head of a request to the end of its answer, of those that were not turned away",
             ("endpoint", "model"),
             buckets=SECONDS,
             registry=self.registry,
@@ -77,7 +77,7 @@ class Metrics:
         self.rows = Counter("factorlens_rows_total", "Rows encoded", ("model",), registry=self.registry)
         self.refused = Counter(
             "factorlens_refused_total",
-            "Requests for scores turned away before their body was read (overload), or not scored in time (deadline)",
+            "Requests for scores turned away before they were decoded (overload), or not scored in time (deadline)",
             ("model", "reason"),
             registry=self.registry,
         )
@@ -171,8 +171,9 @@ class Metrics:
     def dropped(self, model: str, reason: str, rows: int) -> None:
         self.dropped_rows.labels(model, reason).inc(rows)
 
-    def answered(self, endpoint: str, model: str, status: int, seconds: float, *, version: int | None) -> None:
-        """Count one request. A label is looked up once: it costs more than to count."""
+    def answered(self, endpoint: str, model: str, status: int, seconds: float | None, *, version: int | None) -> None:
+        """Count one request, and what it took, None of one that was turned away. A label is looked up once: it costs
+        more than to count."""
         key = endpoint, model, version, status
         if key not in self._answered:
             counters = [self.requests.labels(endpoint, model, str(status))]
@@ -182,7 +183,8 @@ class Metrics:
         histogram, counters = self._answered[key]
         for counter in counters:
             counter.inc()
-        histogram.observe(seconds)
+        if seconds is not None:
+            histogram.observe(seconds)
 
 
 class DeviceMemory(Collector):

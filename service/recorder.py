@@ -123,7 +123,8 @@ class Recorder:
     def _close(self, record: Record, scope: Scope) -> None:
         seconds = time.perf_counter() - record.started
         if record.endpoint:
-            self._metrics.answered(record.endpoint, record.model, record.status, seconds, version=record.version)
+            took = None if record.is_common else seconds
+            self._metrics.answered(record.endpoint, record.model, record.status, took, version=record.version)
             if self._trace is not None:
                 self._trace(record, scope, seconds)
         level = logging.DEBUG if record.status < 400 or record.is_common else logging.INFO

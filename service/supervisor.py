@@ -58,6 +58,7 @@ class Supervisor:
     def __init__(self, settings: Settings, address: socket.socket) -> None:
         self._settings, self._address = settings, address
         self._children: set[Child] = set()  # whatever has a process
+        self._not_renewed: set[Child] = set()  # those that could not heed a SIGHUP yet
         self._members: dict[int, Child] = {}  # those that answer requests, by number
         self._planner = Planner(settings)
         self._present: dict[Key, Command] = {}
@@ -128,6 +129,9 @@ class Supervisor:
                         raise StartFailed(failure)
                 await child.listen(seconds=LISTEN_SECONDS)
             self._members[child.number] = child
+            if child in self._not_renewed:
+                self._not_renewed.discard(child)
+                child.signal(Signals.SIGHUP)
             self._run(self._watch(child))
 
     @contextmanager
@@ -180,9 +184,10 @@ class Supervisor:
         return code
 
     def _renew(self) -> None:
-        """SIGHUP: look at the folder of bundles, and have every worker read again what is kept in other files. One that
-        does not serve yet has just read them."""
+        """SIGHUP: look at the folder of bundles, and have every worker read again what is kept in other files; one that
+        does not serve yet as soon as it does."""
         self._planner.look_soon()
+        self._not_renewed |= self._children - set(self._members.values())
         for child in self._members.values():
             child.signal(Signals.SIGHUP)
 

@@ -13,6 +13,7 @@ from service.answers import Responses, answered, find, refusals
 from service.catalog import Catalog, Model
 from service.control import Control, Routes, SetRoutes
 from service.messages import Rejected, RoutesAnswer, RoutesRequest, read
+from service.recorder import record_of
 from service.settings import Settings
 from service.traffic import check_routes, passed_over
 
@@ -22,14 +23,18 @@ ROUTES: Final = "/v1/admin/models/{model}/routes"
 def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
     routes, gate = APIRouter(), Gate(settings)
 
+    def check(request: Request) -> None:
+        record_of(request).endpoint = "admin"
+        gate.check(request.scope)
+
     def show_routes(request: Request, model: str) -> Response:
         """Which version answers what, and which ones would, if they served."""
-        gate.check(request.scope)
+        check(request)
         return answered(_describe(find(request, "admin", catalog, model)))
 
     async def put_routes(request: Request, model: str) -> Response:
         """Say which version is stable, canary and shadow, in place of what was said before."""
-        gate.check(request.scope)
+        check(request)
         found = find(request, "admin", catalog, model)
         raw = await body.read(request.scope, request.receive, limit=settings.max_body_bytes)
         asked = await to_thread.run_sync(lambda: read(RoutesRequest, raw, fields=()))
@@ -40,7 +45,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
 
     async def delete_routes(request: Request, model: str) -> Response:
         """The highest version is the stable one again, and there is neither canary nor shadow."""
-        gate.check(request.scope)
+        check(request)
         await control.carry_out(SetRoutes(find(request, "admin", catalog, model).name, Routes()))
         return Response(status_code=204)
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
@@ -13,18 +13,32 @@ from starlette.types import Receive
 from service.errors import Overdue
 
 T = TypeVar("T")
+Dropped = Literal["deadline", "gone"]
 
 
 class Turns:
     """Threads that requests take in the order in which they came. To be called on the event loop only."""
 
     def __init__(self) -> None:
-        self.threads = os.cpu_count() or 1  # more of them would only take turns
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = cores or 1  # more of them would only take turns
         self._free, self._limiter = asyncio.Semaphore(self.threads), CapacityLimiter(self.threads)
 
-    async def run(self, act: Callable[[], T], *, due: float, receive: Receive) -> T:
+    async def run(
+        self, act: Callable[[], T], *, due: float, receive: Receive, dropped: Callable[[Dropped], object]
+    ) -> T:
         """What `act` returns. It is not called where no thread is free by `due` (of time.perf_counter; raises Overdue),
-        nor once the client has left (raises ClientDisconnect)."""
+        nor once the client has left (raises ClientDisconnect); `dropped` is told which of the two."""
+        try:
+            return await self._run(act, due, receive)
+        except Overdue:
+            dropped("deadline")
+            raise
+        except ClientDisconnect:
+            dropped("gone")
+            raise
+
+    async def _run(self, act: Callable[[], T], due: float, receive: Receive) -> T:
         if self._free.locked():
             await self._wait(due, receive)
         else:

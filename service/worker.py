@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """`arguments` hold the descriptor of the end of a channel to the supervisor."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves; the supervisor sends it once more then
     end = socket.socket(fileno=int(arguments[0]))
     try:
         begin = receive_begin(end)

@@ -75,13 +75,32 @@ def fill(lane: Lane, seconds: float, rows: int = 1) -> None:
 
 
 def test_a_lane_without_a_queue_lets_everybody_in(clock: Clock) -> None:
-    door = gate(max_queue_rows=1)
+    door = gate(max_queue_rows=2 * 10**6)
     assert admits(door, length=10**9, timeout=0.001)
     for seconds in (99.0, 0.0):
         door.threads.enter(Pace(), 10**9, rows=10**6)
         door.threads.seconds = seconds
         assert admits(door)
         assert admits(door, is_long=True) == bool(seconds)  # both threads are busy then
+
+
+def test_a_free_thread_takes_no_rows_beyond_the_bound_but_those_of_the_only_request(clock: Clock) -> None:
+    door = gate(max_queue_rows=1000)
+    assert admits(door, is_long=True, length=10**6)
+    door.threads.enter(Pace(), 10**6, rows=900)
+    assert admits(door, is_long=True, length=5_000)
+    assert not admits(door, is_long=True, length=50_000)
+    assert admits(door)
+
+
+def test_requests_one_by_one_say_what_they_take_of_all_threads(clock: Clock) -> None:
+    lane, pace = Lane(servers=4, short=0.1), Pace()
+    for _ in range(400):
+        entered_at, seconds = clock.now, lane.enter(pace, 100, rows=1)
+        clock.now += 0.2
+        lane.leave(pace, 100, 1, seconds, entered_at)
+        clock.now += 5.0
+    assert pace.of_byte * (REQUEST_BYTES + 100) == pytest.approx(0.05, rel=0.01)
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)

@@ -1,8 +1,12 @@
 """Candidate sets in one process: what they answer, what they may take, and who may put them."""
 
+import gc
 import json
 import re
 import shutil
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,13 @@ from typing import Any
 import pytest
 from httpx import Client
 
-from service import candidates
+from bundle import InputError
+from service import candidates, runtime
+from service.candidates import CandidateSet
+from service.control import PutSet
 from service.decoder import Decoder
+from service.errors import BodyRefused
+from service.metrics import Metrics
 from service.runtime import Runtime
 from service.tables import Table
 
@@ -275,3 +284,39 @@ def test_only_reading_is_open_to_all(publish: Callable[[int], Path], serve: Call
     for response in (client.put(f"{SETS}/some", json={"candidates": CANDIDATES}), client.delete(f"{SETS}/some")):
         assert (response.status_code, response.json()["type"]) == (403, "urn:factorlens:problem:forbidden")
     assert client.get(SETS).json() == {"model": "tiny-fm", "candidate_sets": []}
+
+
+def test_a_version_that_refuses_a_set_is_let_go(bundles: Path) -> None:
+    """A cached error would hold its traceback, and the traceback the version."""
+    refusing = runtime.load(bundles / "ids-only-fm" / "1", provider="cpu", threads=1, metrics=Metrics())
+    put = PutSet("m", "s", b'{"candidates": [{"app": "a1", "tags": ["x"]}]}', 1, ("app", "tags"), 1)
+    kept = CandidateSet(put, limit=10)
+    for _ in range(2):
+        with pytest.raises((InputError, BodyRefused), match="user, app"):
+            kept.of(refusing)
+    gone = weakref.ref(refusing)
+    del refusing
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_scrape_does_not_wait_for_a_set_that_is_encoded(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = runtime.load(bundles / "tiny-fm" / "1", provider="cpu", threads=1, metrics=Metrics())
+    kept = CandidateSet(PutSet("m", "s", b'{"candidates": [{"app": "a1"}]}', 1, ("app",), 1), limit=10)
+    begun, may_end, encode = threading.Event(), threading.Event(), candidates.encode
+
+    def slowly(*given: Any) -> Any:
+        begun.set()
+        assert may_end.wait(10)
+        return encode(*given)
+
+    monkeypatch.setattr(candidates, "encode", slowly)
+    encoding = threading.Thread(target=kept.of, args=(loaded,))
+    encoding.start()
+    assert begun.wait(10)
+    started = time.perf_counter()
+    before = kept.bytes
+    assert time.perf_counter() - started < 1
+    may_end.set()
+    encoding.join()
+    assert kept.bytes > before

@@ -26,10 +26,14 @@ async def leaves() -> Message:
     return {"type": "http.disconnect"}
 
 
+def forget(_: str) -> None:
+    pass
+
+
 async def occupied(act: Callable[[Turns], object]) -> None:
     """`act` while every thread is busy; all of them are free again in the end."""
     turns, released = Turns(), threading.Event()
-    run = partial(turns.run, due=LATER, receive=stays)
+    run = partial(turns.run, due=LATER, receive=stays, dropped=forget)
     busy = [asyncio.create_task(run(released.wait)) for _ in range(turns.threads)]
     await asyncio.sleep(0)
     await act(turns)  # type: ignore[misc]
@@ -42,23 +46,29 @@ async def occupied(act: Callable[[Turns], object]) -> None:
 def test_what_finds_no_free_thread_in_time_is_overdue() -> None:
     async def wait(turns: Turns) -> None:
         with pytest.raises(Overdue):
-            await turns.run(lambda: pytest.fail("it ran"), due=time.perf_counter() + 0.05, receive=stays)
+            await turns.run(
+                lambda: pytest.fail("it ran"), due=time.perf_counter() + 0.05, receive=stays, dropped=said.append
+            )
 
+    said: list[str] = []
     asyncio.run(occupied(wait))
+    assert said == ["deadline"]
 
 
 def test_who_leaves_gives_its_turn_away() -> None:
     async def wait(turns: Turns) -> None:
         with pytest.raises(ClientDisconnect):
-            await turns.run(lambda: pytest.fail("it ran"), due=LATER, receive=leaves)
+            await turns.run(lambda: pytest.fail("it ran"), due=LATER, receive=leaves, dropped=said.append)
 
+    said: list[str] = []
     asyncio.run(occupied(wait))
+    assert said == ["gone"]
 
 
 def test_what_is_overdue_already_is_not_begun() -> None:
     async def wait() -> None:
         with pytest.raises(Overdue):
-            await Turns().run(lambda: pytest.fail("it ran"), due=time.perf_counter(), receive=stays)
+            await Turns().run(lambda: pytest.fail("it ran"), due=time.perf_counter(), receive=stays, dropped=forget)
 
     asyncio.run(wait())
 
@@ -71,7 +81,7 @@ def test_a_turn_that_comes_at_the_moment_of_giving_up_is_not_lost() -> None:
         for turn in range(100):
             for _ in range(turns.threads):
                 await turns._free.acquire()
-            waiting = asyncio.create_task(turns.run(lambda: 1, due=LATER, receive=stays))
+            waiting = asyncio.create_task(turns.run(lambda: 1, due=LATER, receive=stays, dropped=forget))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             for _ in range(turns.threads):
