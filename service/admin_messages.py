@@ -13,6 +13,10 @@ class DefaultRequest(_Message):
     version: int | None = Field(default=None, description="one that serves; null: the highest one from now on")
 
 
+class RollbackRequest(_Message):
+    version: int | None = Field(default=None, description="the default, which is bad; another one is a conflict")
+
+
 class VersionStatus(_Message):
     version: int
     digest: str = Field(description="the sha256 of its manifest.json")

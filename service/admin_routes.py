@@ -3,11 +3,12 @@
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from service import body, messages
 from service.admin import Gate
-from service.admin_messages import DefaultRequest, ModelStatus, Status, VersionStatus, WorkerStatus
+from service.admin_messages import DefaultRequest, ModelStatus, RollbackRequest, Status, VersionStatus, WorkerStatus
 from service.answers import Responses, answered, refusals
 from service.catalog import Catalog, Model
 from service.control import ChangeModel, Control, Version
@@ -61,7 +62,10 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
 
     async def rollback(request: Request, model: str) -> Response:
         """Refuse the default version from now on, so that the one before it answers."""
-        return await change(request, ChangeModel("rollback", model))
+        check(request)
+        raw = await body.read(request.scope, request.receive, limit=settings.max_body_bytes)
+        asked = messages.read(RollbackRequest, raw or b"{}", fields=())
+        return await change(request, ChangeModel("rollback", model, asked.version))
 
     async def unload(request: Request, model: str) -> Response:
         """Serve no version of a model until it is loaded again. Requests under way are answered."""
@@ -83,8 +87,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
         models = [_of_model(model, report.last_good.get(model.name)) for model in catalog.models.values()]
         return answered(Status(models=models, workers=workers, settings=_shown(settings)))
 
-    schema = DefaultRequest.model_json_schema()
-    taken = {"required": True, "content": {"application/json": {"schema": schema, "example": {}}}}
+    taken = {set_default: _taken(DefaultRequest, required=True), rollback: _taken(RollbackRequest, required=False)}
     actions = ((load, "load"), (reload, "reload"), (set_default, "default"), (rollback, "rollback"), (unload, "unload"))
     answers: Responses = {200: {"model": ModelStatus}, **refusals("4XX", "503")}
     for endpoint, action in actions:
@@ -95,7 +98,7 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
             operation_id=f"admin_{action}",
             response_model=None,
             responses=answers,
-            openapi_extra={"requestBody": taken} if endpoint is set_default else None,
+            openapi_extra=taken.get(endpoint),
             include_in_schema=settings.admin,
         )
     routes.add_api_route(
@@ -107,6 +110,12 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
         include_in_schema=settings.admin,
     )
     return routes
+
+
+def _taken(kind: type[BaseModel], *, required: bool) -> dict[str, Any]:
+    """The body of a request, for the OpenAPI document."""
+    content = {"application/json": {"schema": kind.model_json_schema(), "example": {}}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _of_model(model: Model, last_good: Version | None = None) -> ModelStatus:

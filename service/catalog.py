@@ -34,6 +34,7 @@ class Model:
     rejected: dict[str, Refused] = field(default_factory=dict)
     unloaded: bool = False
     routes: Routes = field(default_factory=Routes)
+    is_new: bool = False  # it came after the start, and has not served yet
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -103,8 +104,11 @@ class Catalog:
             model = self._load_model(known.name, command.versions, {} if command.anew else known.serving)
             newest = next((version for version in command.versions.serving if not model.serving), None)
             refused = model.rejected.get(newest) if newest and known.serving else None
+            if known.unloaded and not model.serving:  # as ready as before
+                model = replace(model, unloaded=True)
             if refused:
-                others = {version: why for version, why in model.rejected.items() if version not in known.serving}
+                serving = {version: loaded.digest for version, loaded in known.serving.items()}
+                others = {version: why for version, why in model.rejected.items() if serving.get(version) != why.digest}
                 model = replace(model, serving=known.serving, rejected=others)
             self._put(model)
         if refused:
@@ -128,8 +132,13 @@ class Catalog:
         self._metrics.ready.set(0)
 
     def unknown(self) -> list[str]:
-        """The names of models that came into the folder after the last load, and were not loaded."""
-        return [name for name in folder.names(self._settings.bundles) if name not in self.models]
+        """The names of models that came into the folder after the last load, and were not loaded. None where it cannot
+        be read."""
+        try:
+            return [name for name in folder.names(self._settings.bundles) if name not in self.models]
+        except OSError as error:
+            log.error("look failed", extra={"facts": {"reason": error.strerror}})
+            return []
 
     def _put(self, model: Model) -> None:
         """Let requests from now on find this, and metrics tell of it."""
@@ -156,6 +165,7 @@ class Catalog:
                 dict(model.rejected),
                 model.unloaded,
                 model.routes,
+                model.is_new,
             )
             for model in self.models.values()
         }
@@ -168,12 +178,12 @@ class Catalog:
 
     @property
     def missing(self) -> str:
-        """Why the service is not ready; empty where every model has a version that serves."""
+        """Why the service is not ready; empty where every model but new ones has a version that serves."""
         if self._is_leaving:
             return "the service is stopping"
         if not self.models:
             return f"there is no bundle in {str(self._settings.bundles)!r} (<model>/<version>/manifest.json)"
-        idle = [model for model in self.models.values() if not model.serving and not model.unloaded]
+        idle = [model for model in self.models.values() if not model.serving and not (model.unloaded or model.is_new)]
         said = [f"{model.name} has no version that serves ({model.reasons})" for model in idle]
         return "; ".join(said + self.failures)
 
@@ -196,7 +206,8 @@ class Catalog:
             others = sum(int(each) not in routes.named for each in model.serving)
             if int(version) in routes.named or others < room:
                 self._load_version(model, version, digest, serving.get(version))
-        return replace(model, serving=dict(sorted(model.serving.items(), key=lambda item: -int(item[0]))))
+        highest_first = dict(sorted(model.serving.items(), key=lambda item: -int(item[0])))
+        return replace(model, serving=highest_first, is_new=versions.is_new and not highest_first)
 
     def _load_version(self, model: Model, version: str, digest: str, loaded: Runtime | None) -> None:
         if loaded and loaded.digest == digest:
@@ -278,6 +289,8 @@ def _describe_field(field: FittedField) -> FieldInfo:
 def refused(error: Exception, digest: str, provider: Provider) -> Refused:
     """Why a version was refused, for clients to read. What onnxruntime said may hold paths: only the log has it."""
     match error:
+        case MemoryError() | BundleInvalid(__cause__=MemoryError()):
+            return Refused("memory ran short while it was opened", digest, passing=True)
         case (RuntimeRefused() as said) | BundleInvalid(__cause__=RuntimeRefused() as said):
             machine = said.__cause__ is None or provider in {"cuda", "tensorrt"}
             return Refused(str(said).removesuffix(f": {said.__cause__}"), digest, passing=machine)

@@ -62,7 +62,6 @@ class Child:
         self._loaded: asyncio.Future[None] = loop.create_future()
         self._serving: asyncio.Future[None] = loop.create_future()
         self._numbers = count()
-        self._commands = 0  # that it carries out
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._gone: StartFailed | None = None
         self._receiving = asyncio.create_task(self._receive())
@@ -97,7 +96,6 @@ class Child:
 
     async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
         """Have it carry out a command; answers why it did not, None where it did."""
-        self._commands += 1
         try:
             async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read
                 at, done = self._expect()
@@ -107,8 +105,6 @@ class Child:
             return f"no answer within {seconds:g} seconds"
         except StartFailed as gone:
             return str(gone)
-        finally:
-            self._commands -= 1
         return failure
 
     async def measure(self, *, seconds: float) -> list[Family]:
@@ -121,13 +117,13 @@ class Child:
         return self.measured
 
     async def hangs(self, *, seconds: float) -> bool:
-        """Whether it is alive and says nothing for so long. A command that it carries out has a limit of its own."""
+        """Whether it is alive and says nothing for so long. It does say something while it carries out a command."""
         before = self.measured
         for limit in (seconds, AGAIN_SECONDS):
             await self.measure(seconds=limit)
             if self.measured is not before:
                 return False
-        return self.is_alive and not self._commands
+        return self.is_alive
 
     async def send(self, message: ToWorker) -> None:
         await self._link.send(message)

@@ -70,12 +70,16 @@ class Refused(Struct, frozen=True):
 
 
 class Versions(Struct, frozen=True):
-    """Of one model: those that serve, highest first, each with its digest, those that were refused, and the routes."""
+    """Of one model: those that serve, highest first, each with its digest, those that were refused, and the routes.
+
+    One that `is_new` came after the start, and has not served yet: the service is ready without it.
+    """
 
     serving: dict[str, str]
     rejected: dict[str, Refused]
     unloaded: bool = False
     routes: Routes = Routes()
+    is_new: bool = False
 
     @property
     def default(self) -> str | None:
@@ -163,7 +167,8 @@ class ChangeModel(Struct, frozen=True, tag=True):
     `load` takes in what the model's folder has now, and keeps the versions that serve already; `look` is the same of a
     program's own accord; `reload` opens these anew, too, and tries those again that were refused; `unload` lets none
     serve until the next load; `default` lets `version` answer requests that name none, the highest one where it is
-    None; `rollback` refuses the default version, so that the one before it answers; `quarantine` refuses `version`,
+    None; `rollback` refuses the default version, where it is `version` or that is None, so that the one before it
+    answers; `quarantine` refuses `version`,
     with the `reason`.
     """
 

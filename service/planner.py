@@ -7,6 +7,7 @@ refused stays so, over restarts, too, until its manifest is another one or a rel
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Literal
@@ -23,6 +24,7 @@ from service.trials import Candidate
 ROLLED_BACK: Final = "rolled back"
 NOTHING: Final = Versions({}, {})
 MEGABYTE: Final = 10**6
+AGAIN_SECONDS: Final = 60.0  # between trials of what was refused for a reason that may have passed
 SPARE: Final = 1.25  # of the memory that a trial took: requests take some, too
 
 Everywhere = Callable[[Callable[[], Command]], Awaitable[None]]
@@ -42,8 +44,11 @@ class Planner:
         self._before = state.read(settings.state) if settings.state else State({}, {})
         self.inventory: Inventory = {}
         self.last_good: dict[str, Version] = dict(self._before.last_good)
+        self._has_started = False
+        self._looked: dict[str, float] = {}  # when a model was last tried by a look
         self._trying = asyncio.Lock()
         self._asked = asyncio.Event()
+        self._action: Taking = "look"  # that the next look is to be
 
     async def start(self) -> Inventory:
         """What to load at the start. Raises OSError where the folder cannot be read."""
@@ -55,6 +60,7 @@ class Planner:
 
     def keep(self, inventory: Inventory) -> None:
         """Take note of what all processes have now; with the setting `state`, on disk."""
+        self._has_started = True
         if inventory == self.inventory:
             return
         self.inventory = inventory
@@ -76,20 +82,22 @@ class Planner:
             self._complain(wish, tried)
 
     async def watch(self, everywhere: Everywhere) -> None:
-        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then what was refused for a
-        reason that may have passed is tried again, too."""
+        """Look as often as the setting `watch` says, and whenever `look_soon` is called: then, unless it is to
+        be no more than a look, what was refused for a reason that may have passed is tried again, too."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.watch or None):
                     await self._asked.wait()
-            action: Taking = "load" if self._asked.is_set() else "look"
+            action, self._action = self._action, "look"
             self._asked.clear()
             try:
                 await self.look(everywhere, action)
             except Exception:  # it is to go on for as long as the service does
                 log.exception("failed")
 
-    def look_soon(self) -> None:
+    def look_soon(self, action: Taking = "load") -> None:
+        if action == "load":
+            self._action = action
         self._asked.set()
 
     async def look(self, everywhere: Everywhere, action: Taking = "look") -> None:
@@ -99,6 +107,7 @@ class Planner:
                 await self.carry_out(wish, everywhere)
             except Exception as error:  # the other models are not to suffer
                 log.error("look failed", extra={"facts": {"model": wish.model, "reason": str(error)}})
+            self._looked[wish.model] = time.monotonic()
 
     def changed(self, action: Taking = "look") -> list[ChangeModel]:
         """The models whose folder asks for other versions than those that serve; none where the folder cannot be read.
@@ -107,12 +116,19 @@ class Planner:
         """
         try:
             names = folder.names(self._settings.bundles)
-            wishes = [ChangeModel(action, name) for name in names if not self._known(name).unloaded]
+            wishes = [self._looking(action, name) for name in names if not self._known(name).unloaded]
             wanted = {wish: _digests(self._wanted(wish, {})) for wish in wishes}
         except (OSError, NotReady) as error:
             log.error("look failed", extra={"facts": {"reason": str(error)}})
             return []
         return [wish for wish, found in wanted.items() if found and found != self._known(wish.model).serving]
+
+    def _looking(self, action: Taking, name: str) -> ChangeModel:
+        """A look, or now and then a load where nothing serves for a reason that may have passed."""
+        known = self._known(name)
+        may_pass = not known.serving and any(refused.passing for refused in known.rejected.values())
+        is_due = time.monotonic() - self._looked.get(name, -AGAIN_SECONDS) >= AGAIN_SECONDS
+        return ChangeModel("load" if may_pass and is_due else action, name)
 
     def plan(self, wish: ChangeModel, tried: Tried | None) -> Serve:
         """The command that a wish comes to, as things are now; without `tried` versions are taken on trust.
@@ -131,6 +147,12 @@ class Planner:
             case "rollback" | "quarantine":
                 return self._without(wish, tried)
 
+    def holds(self, command: Command) -> bool:
+        """Whether a command lets nothing serve that does not serve already, so that nothing is to be loaded."""
+        if not isinstance(command, Serve) or command.anew:
+            return False
+        return command.versions.serving.items() <= self._known(command.model).serving.items()
+
     def _load(self, wish: ChangeModel, tried: Tried | None) -> Serve:
         known, found = self._known(wish.model), self._found(wish.model)
         if not found:
@@ -138,9 +160,11 @@ class Planner:
         serving = _digests(each for each in self._wanted(wish, tried) if self._may(each, wish, tried))
         rejected = self._refused(wish, known, found) | _refusals(wish.model, tried)
         if known.serving and not serving:  # what is in memory is good
-            kept = {version: refused for version, refused in rejected.items() if version not in known.serving}
+            kept = {version: why for version, why in rejected.items() if known.serving.get(version) != why.digest}
             return Serve(wish.model, replace(known, rejected=kept))
-        versions = replace(known, serving=serving, rejected=rejected, unloaded=False)
+        is_new = self._has_started and (known.is_new or wish.model not in self.inventory)
+        unloaded = known.unloaded and not serving
+        versions = replace(known, serving=serving, rejected=rejected, unloaded=unloaded, is_new=is_new)
         return Serve(wish.model, versions, anew=wish.action == "reload")
 
     def _without(self, wish: ChangeModel, tried: Tried | None) -> Serve:
@@ -163,6 +187,8 @@ class Planner:
         bad = known.default if wish.action == "rollback" else str(wish.version)
         if bad not in known.serving:
             raise Conflict(f"{wish.model} serves no such version")
+        if wish.action == "rollback" and wish.version is not None and str(wish.version) != bad:
+            raise Conflict(f"the default of {wish.model} is version {bad}, not the one to go back from")
         return bad
 
     def _after(self, wish: ChangeModel) -> Versions:
@@ -272,7 +298,7 @@ class Planner:
         """What serves of a model, and is refused: at the start, and of one that was not here then, as it was before."""
         if model in self.inventory:
             return self.inventory[model]
-        return replace(self._before.models.get(model, NOTHING), serving={})
+        return replace(self._before.models.get(model, NOTHING), serving={}, is_new=False)
 
     def _served(self, model: str) -> Versions:
         if model not in self.inventory:

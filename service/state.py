@@ -9,11 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from service.control import Inventory, Version
+from service.folder import LONGEST_VERSION
 
 NAME: Final = "served.json"
 FORMAT: Final = 1
 LONGEST: Final = 16 * 2**20
-LONGEST_VERSION: Final = 18  # digits
 
 log = logging.getLogger(__name__)
 

@@ -32,6 +32,7 @@ from service.settings import Settings
 
 LOAD_SECONDS: Final = 1800.0  # that a worker may take to load
 LISTEN_SECONDS: Final = 30.0  # that a worker may take to listen
+SWAP_SECONDS: Final = 30.0  # that a worker may take to serve other versions that it holds
 MEASURE_SECONDS: Final = 1.0  # that a worker may take to say its metrics
 WATCH_SECONDS: Final = 1.0  # between questions for its metrics: what a worker counted since dies with it
 HANG_SECONDS: Final = 30.0  # without an answer, after which a worker is replaced
@@ -121,6 +122,7 @@ class Supervisor:
         async with self._one_by_one:
             with self._starting(child):
                 if child.inventory != self._planner.inventory:
+                    self._planner.look_soon("look")  # a version may have left the folder
                     raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=command.seconds):
@@ -235,6 +237,9 @@ class Supervisor:
                 await everywhere(lambda: command)
         except ServiceError as error:
             refused = type(error).__name__, str(error)
+        except Exception:  # whoever asked is to be answered
+            log.exception("failed")
+            failed = failed or 1
         await asker.send(Answer(ask.at, done, failed, refused))
 
     async def _of_own_accord(self, plan: Callable[[], Command]) -> None:
@@ -248,12 +253,10 @@ class Supervisor:
         """
         async with self._one_by_one:
             command = await asyncio.to_thread(plan)
+            seconds = SWAP_SECONDS if self._planner.holds(command) else command.seconds
             children = list(self._members.values())
             answers = await asyncio.gather(
-                *(
-                    child.do(command, asked=at if child is asker else None, seconds=command.seconds)
-                    for child in children
-                )
+                *(child.do(command, asked=at if child is asker else None, seconds=seconds) for child in children)
             )
             failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
             done = [child for child, failure in zip(children, answers, strict=True) if failure is None]

@@ -8,6 +8,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from signal import Signals
 from typing import Final
 
@@ -15,11 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from bundle.device import Provider
+from service import folder
 from service.control import Refused
 from service.settings import PREFIX, Settings
 
 SECONDS: Final = 300.0  # that one bundle may take: TensorRT builds engines
 START_SECONDS: Final = 60.0  # that the process may take to start
+AMPLE_TIMES, AMPLE_BYTES = 4, 500 * 10**6  # of its size, and beside: with as much no bundle lacks memory
 SAID_LINES: Final = 100  # of its stderr, that are kept for the log
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,12 @@ async def run(settings: Settings, candidates: Sequence[Candidate], room: int | N
 async def _round(settings: Settings, candidates: Sequence[Candidate], room: int | None) -> list[Verdict]:
     """The verdicts of one process: on all, or on those up to the one that ended it."""
     verdicts: list[Verdict] = []
-    async with _process() as (process, said):
+    try:
+        process = await _start()
+    except OSError as error:  # no memory, no descriptor
+        failed = f"no process could be started to try it: {error.strerror}"
+        return [Verdict(Refused(failed, each.digest, passing=True)) for each in candidates]
+    async with _listening(process) as said:
         assert process.stdin
         process.stdin.write(msgspec.json.encode(_order(settings, candidates, room)) + b"\n")
         answer, ended = await _answer(process, START_SECONDS)
@@ -90,10 +98,21 @@ async def _round(settings: Settings, candidates: Sequence[Candidate], room: int 
         failed = f"no process could be started to try it: it {ended}"
         return [Verdict(Refused(failed, each.digest, passing=True), "\n".join(said)) for each in candidates]
     if ended:
-        reason = f"it was tried in a process of its own, which {ended}"
-        killed = "SIGKILL" in ended  # not by us: memory ran short
-        verdicts.append(Verdict(Refused(reason, candidates[len(verdicts)].digest, passing=killed), "\n".join(said)))
+        candidate, reason = candidates[len(verdicts)], f"it was tried in a process of its own, which {ended}"
+        passing = _may_pass(ended, folder.size(_path(settings, candidate)), room)
+        verdicts.append(Verdict(Refused(reason, candidate.digest, passing=passing), "\n".join(said)))
     return verdicts
+
+
+def _may_pass(ended: str, size: int, room: int | None) -> bool:
+    """Whether time or memory ran short, or may have, so that the same bundle may be good another time."""
+    if "SIGABRT" in ended:  # as of C++ that gets no memory
+        return room is not None and room < AMPLE_TIMES * size + AMPLE_BYTES
+    return any(sign in ended for sign in ("SIGKILL", "SIGXCPU", "longer than"))
+
+
+def _path(settings: Settings, candidate: Candidate) -> Path:
+    return settings.bundles / candidate.model / candidate.version
 
 
 async def _answer(process: Process, seconds: float) -> tuple[Ready | Verdict | None, str]:
@@ -112,10 +131,9 @@ async def _answer(process: Process, seconds: float) -> tuple[Ready | Verdict | N
     return None, f"was ended by {Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-@asynccontextmanager
-async def _process() -> AsyncIterator[tuple[Process, deque[str]]]:
-    """A new interpreter and the last lines of its stderr; it is no more when the block ends."""
-    process = await asyncio.create_subprocess_exec(
+async def _start() -> Process:
+    """A new interpreter. Raises OSError."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "service.trial",
@@ -126,10 +144,15 @@ async def _process() -> AsyncIterator[tuple[Process, deque[str]]]:
         env={name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)},
         start_new_session=True,
     )
+
+
+@asynccontextmanager
+async def _listening(process: Process) -> AsyncIterator[deque[str]]:
+    """The last lines of its stderr; it is no more when the block ends."""
     said: deque[str] = deque(maxlen=SAID_LINES)
     listening = asyncio.create_task(_listen(process, said))
     try:
-        yield process, said
+        yield said
     finally:
         with suppress(ProcessLookupError):
             process.kill()
@@ -145,7 +168,7 @@ async def _listen(process: Process, said: deque[str]) -> None:
 
 
 def _order(settings: Settings, candidates: Sequence[Candidate], room: int | None) -> Order:
-    paths = [(str(settings.bundles / each.model / each.version), each.digest) for each in candidates]
+    paths = [(str(_path(settings, each)), each.digest) for each in candidates]
     gpu = settings.gpu
     return Order(
         bundles=paths,

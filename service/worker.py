@@ -127,7 +127,7 @@ class Channel:
         if found.failed or not found.done:
             raise ControlFailed(
                 f"{found.done} of {found.done + found.failed} workers made the change; those that did not are "
-                "replaced by others that have it, if any has: send it again, which does no harm"
+                f"replaced by others that have it, if any has: {_again(command)}"
             )
 
     async def metrics(self) -> list[Family]:
@@ -183,6 +183,12 @@ class Channel:
             log.exception("failed")
             return type(error).__name__
         return None
+
+
+def _again(command: Command | ChangeModel) -> str:
+    if isinstance(command, ChangeModel) and command.action == "rollback" and command.version is None:
+        return "look at /v1/admin/status before you send it again, or it goes back from the version it went to"
+    return "send it again, which does no harm"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import pytest
 from httpx import Client
 from onnx import TensorProto, helper, numpy_helper
 
+from bundle import BundleInvalid
 from service import folder, memory, trials
+from service.catalog import refused
 from service.settings import Settings
 from service.trials import Candidate, Verdict
 
@@ -104,6 +106,7 @@ def test_a_version_that_never_ends_is_refused(
     (verdict,) = verdicts(tmp_path)
     assert verdict.refused
     assert "its own, which took longer than 5 seconds" in verdict.refused.reason or "SIGXCPU" in verdict.refused.reason
+    assert verdict.refused.passing
 
 
 def test_good_and_refused_ones_share_a_process(publish: Publish, tmp_path: Path) -> None:
@@ -130,6 +133,18 @@ def test_a_trial_that_cannot_start_is_no_verdict_on_a_bundle(
     assert verdict.refused
     assert verdict.refused.passing
     assert verdict.refused.reason == "no process could be started to try it: it ended with exit code 3"
+
+
+def test_what_memory_or_time_cut_short_is_no_verdict_on_a_bundle() -> None:
+    ample = 10**9 + 500 * 10**6
+    endings = ("was ended by SIGKILL", "was ended by SIGXCPU", "took longer than 300 seconds", "was ended by SIGSEGV")
+    assert [trials._may_pass(ended, 1, None) for ended in endings] == [True, True, True, False]
+    assert [trials._may_pass("was ended by SIGABRT", 10**9 // 4, room) for room in (None, ample, ample - 1)] == [
+        *(False, False, True)
+    ]
+    short = BundleInvalid(Path("1"), "vocabulary.npz: ")
+    short.__cause__ = MemoryError()
+    assert [refused(each, "d", "cpu").passing for each in (MemoryError(), short)] == [True, True]
 
 
 @pytest.fixture

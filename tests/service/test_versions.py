@@ -1,6 +1,9 @@
 """Versions come, go and come back: default and rollback, quarantine, the state over a restart, the watched folder."""
 
+import errno
+import itertools
 import json
+import os
 import shutil
 import threading
 import time
@@ -12,7 +15,8 @@ import numpy as np
 import pytest
 from httpx import Client
 
-from service import replays, state
+from bundle import store
+from service import folder, planner, replays, state, trials
 from service.admin_routes import SHOWN
 from service.errors import Problem
 
@@ -65,6 +69,16 @@ def test_the_default_stays_where_it_was_set(publish: Publish, serve: Serve) -> N
     assert post(client, "default", 404, version=2)["detail"] == "tiny-fm has the versions 3, 1"
     assert post(client, "default", version=None)["default"] == 3
     assert (answering(client), post(client, "load")["pinned"]) == (3, False)
+
+
+def test_a_rollback_that_names_a_version_goes_back_from_no_other(publish: Publish, serve: Serve) -> None:
+    for version in (1, 2, 3):
+        publish(version)
+    client = serve(admin=True, versions=3)
+    assert post(client, "rollback", version=3)["default"] == 2
+    assert post(client, "rollback", 409, version=3)["detail"].startswith("the default of tiny-fm is version 2, not")
+    assert client.post(f"{ADMIN}:rollback", json={"versions": 2}).status_code == 422
+    assert (answering(client), list(reasons(client))) == (2, [3])
 
 
 @pytest.mark.parametrize("body", [{"version": "1"}, {"version": 1.5}, {"version": True}, {"versions": 1}, [1]])
@@ -166,6 +180,104 @@ def test_a_restart_remembers_what_served_and_what_was_refused(publish: Publish, 
     assert (status["unloaded"], status["last_good"]) == (True, 1)
     post(fourth, "load", 503)  # for 3 is refused still
     assert answering(fourth) == 1
+
+
+def test_a_version_of_too_many_digits_is_foreign(publish: Publish, serve: Serve, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    publish(1)
+    publish(2)
+    publish(10**18)
+    post(serve(admin=True, state=kept), "rollback")
+    assert (kept / state.NAME).read_text().count(f"{10**18}") == 0
+    again = serve(admin=True, state=kept)
+    assert (answering(again), reasons(again)) == (1, {2: "rolled back"})
+
+
+@pytest.mark.parametrize("trials", ["later", "never"])
+def test_a_load_that_fails_leaves_a_model_unloaded(publish: Publish, serve: Serve, trials: str) -> None:
+    weights = publish(1) / "weights.bin"
+    client = serve(admin=True, trials=trials)
+    post(client, "unload")
+    content = weights.read_bytes()
+    weights.write_bytes(b"broken")
+    assert "weights.bin has 6 bytes" in post(client, "load", 503)["detail"]
+    assert client.get("/readyz").status_code == 200
+    weights.write_bytes(content)
+    assert post(client, "reload")["unloaded"] is False
+    assert answering(client) == 1
+
+
+def test_a_new_model_that_is_broken_leaves_the_service_ready(publish: Publish, serve: Serve, tmp_path: Path) -> None:
+    publish(1)
+    client = serve(watch=0.05, trials="never")
+    (tmp_path / ".staged" / "1").mkdir(parents=True)
+    (tmp_path / ".staged" / "1" / "manifest.json").write_text("{}")
+    (tmp_path / ".staged").rename(tmp_path / "other-fm")
+    until(lambda: bool(client.get("/v1/models").json()["models"][1:]))
+    assert len(client.get("/v1/models/other-fm").json()["rejected"]) == 1
+    assert (client.get("/readyz").status_code, answering(client)) == (200, 1)
+    assert 'factorlens_rejected_bundles{model="other-fm"} 1.0' in client.get("/metrics").text
+    assert "other-fm has no version" in serve(trials="never").get("/readyz").json()["detail"]  # at a start all count
+
+
+@pytest.mark.parametrize("trials", ["later", "never"])
+def test_a_bundle_that_was_overwritten_is_tried_once(
+    publish: Publish, serve: Serve, trials: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = publish(1) / "manifest.json"
+    client = serve(watch=0.05, trials=trials)
+    manifest.write_text("{}")
+    until(lambda: bool(reasons(client)))
+    time.sleep(0.4)
+    assert [record.getMessage() for record in caplog.records].count("rejected") == 1
+    assert (answering(client), client.get("/readyz").status_code) == (1, 200)
+
+
+def test_what_was_refused_for_want_of_a_process_is_tried_again(
+    publish: Publish, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    async def start() -> None:
+        tries.append(time.monotonic())
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    publish(1)
+    monkeypatch.setattr(planner, "AGAIN_SECONDS", 0.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "_start", start)
+        client = serve(watch=0.05, trials="always")
+        said = client.get("/readyz").json()["detail"]
+        assert "no process could be started to try it: Resource temporarily unavailable" in said
+        until(lambda: len(tries) == 4)
+    assert min(after - before for before, after in itertools.pairwise(tries[1:])) >= 0.5
+    until(lambda: client.get("/readyz").status_code == 200)
+    assert answering(client) == 1
+
+
+def test_a_model_that_cannot_be_read_hides_no_other(
+    publish: Publish, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    (tmp_path / "other-fm" / "1").mkdir(parents=True)
+    client = serve()
+    versions = store.versions
+
+    def refused(root: Path, name: str) -> list[int]:
+        if name == "tiny-fm":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return versions(root, name)
+
+    monkeypatch.setattr(store, "versions", refused)
+    assert folder.names(tmp_path) == ["other-fm"]
+    assert answering(client) == 1
+
+    def unreadable(_: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(folder, "names", unreadable)
+    index = client.post("/v2/repository/index")
+    assert (index.status_code, {each["name"] for each in index.json()}) == (200, {"tiny-fm", "other-fm"})
 
 
 def test_a_model_that_is_away_at_a_start_is_not_forgotten(publish: Publish, serve: Serve, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Versions of several workers: one process plans and tries, and all have changed before a change is answered."""
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+from service.channel import Answer, Ask
+from service.control import ChangeModel, Serve, Versions
+from service.planner import Planner
+from service.settings import Settings
+from service.supervisor import Supervisor
 
 Publish = Callable[[int], Path]
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
@@ -80,6 +89,11 @@ def test_versions_of_two_workers(
         process.send_signal(signal.SIGHUP)
         until(lambda: versions(url, times=6) == {4})
         assert tried.read_text().split() == ["tiny-fm/2", "tiny-fm/3", "tiny-fm/4"]
+        before = set(pids(url))
+        (tmp_path / "tiny-fm" / "1").rename(tmp_path / ".gone")  # what served: a new worker cannot have it
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len(set(pids(url)) - before) == 1)
+        assert versions(url) == {4}
 
 
 def test_one_process_looks_at_the_folder_on_sighup(publish: Publish, tmp_path: Path, started: Started) -> None:
@@ -109,6 +123,37 @@ def test_a_worker_that_loaded_another_bundle_is_replaced(publish: Publish, tmp_p
         manifest.write_bytes(content)
         until(lambda: len(pids(url)) == 2)
         assert versions(url) == {2}
+
+
+def test_whoever_asks_is_answered_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Answer] = []
+
+    class Asker:
+        async def send(self, message: Answer) -> None:
+            sent.append(message)
+
+    async def carry_out(*_: object) -> None:
+        raise RuntimeError
+
+    async def ask() -> None:
+        asker: Any = Asker()
+        with socket.socket() as address:
+            over = Supervisor(Settings(bundles=tmp_path, workers=2), address)
+            monkeypatch.setattr(over._planner, "carry_out", carry_out)
+            await over._carry_out(asker, Ask(7, ChangeModel("load", "tiny-fm")))
+
+    asyncio.run(ask())
+    assert sent == [Answer(7, 0, 1, None)]
+
+
+def test_what_loads_nothing_is_known_to(tmp_path: Path) -> None:
+    planner = Planner(Settings(bundles=tmp_path))
+    planner.keep({"tiny-fm": Versions({"2": "b", "1": "a"}, {})})
+    commands = [
+        *(Serve("tiny-fm", Versions(serving, {})) for serving in ({"1": "a"}, {}, {"3": "c"}, {"1": "other"})),
+        *(Serve("tiny-fm", Versions({"1": "a"}, {}), anew=True), Serve("new-fm", Versions({"1": "a"}, {}))),
+    ]
+    assert [planner.holds(command) for command in commands] == [True, True, False, False, False, False]
 
 
 def pids(url: str) -> list[int]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +259,13 @@ def test_a_worker_that_does_not_follow_is_replaced_by_one_that_does(
 def test_a_worker_that_hangs_is_replaced(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor, "HANG_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 2.0)
 
     def drive(url: str) -> None:
         stopped = workers(os.getpid())[0]
         os.kill(stopped, signal.SIGSTOP)
+        with connected_to_the_other(url) as client:
+            assert client.put(SET, json=CANDIDATES, timeout=60).is_success  # whatever it is to carry out
         until(lambda: not is_running(stopped))
         until(lambda: len(workers(os.getpid())) == 2 and is_up(url))
         answers = each(url, "POST", "/v1/models/tiny-fm:predict", json={"instances": [{}]})
@@ -279,6 +281,16 @@ def is_up(url: str) -> bool:
         return value(url, "factorlens_workers") == 2
     except httpx.TransportError:
         return False
+
+
+@contextmanager
+def connected_to_the_other(url: str) -> Iterator[httpx.Client]:
+    for _ in range(40):
+        with httpx.Client(base_url=url) as client, suppress(httpx.ReadTimeout):
+            client.get("/livez", timeout=0.3)
+            yield client
+            return
+    raise AssertionError
 
 
 def put_to_the_other(url: str) -> httpx.Response:
