@@ -42,6 +42,8 @@ def router(catalog: Catalog, settings: Settings, control: Control) -> APIRouter:
 
     async def change(request: Request, wish: ChangeModel) -> Response:
         check(request)
+        if wish.model in catalog.models:
+            record_of(request).model = wish.model
         await control.carry_out(wish)
         return answered(_of_model(catalog.find(wish.model)))
 

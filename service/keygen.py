@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+import time
 from collections.abc import Sequence
 
 from service import keys
@@ -24,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"what it is good for, separated by commas: {', '.join(RIGHTS)} (predict has rank and infer with it)",
     )
-    found.add_argument("--expires", type=_moment, default=math.inf, help="a date, in UTC (default: never)")
+    found.add_argument(
+        "--expires", type=_moment, default=math.inf, help="a date, with whose beginning in UTC it ends (default: never)"
+    )
     return found
 
 
@@ -51,6 +54,9 @@ def _rights(text: str) -> frozenset[Right]:
 
 def _moment(text: str) -> float:
     try:
-        return keys.moment(text)
+        found = keys.moment(text)
     except ValueError:
         raise argparse.ArgumentTypeError("expected a date such as 2027-01-31") from None
+    if found <= time.time():
+        raise argparse.ArgumentTypeError("expected a date that is still to come")
+    return found

@@ -78,6 +78,9 @@ class Planner:
         """
         tried = await self._try_out([wish])
         await everywhere(lambda: self.plan(wish, tried))
+        known = self._known(wish.model)
+        facts = {"action": wish.action, "model": wish.model, "default": known.default, "serving": list(known.serving)}
+        log.info("changed", extra={"facts": facts})
         if wish.action in {"load", "reload"}:
             self._complain(wish, tried)
 
@@ -110,7 +113,8 @@ class Planner:
             self._looked[wish.model] = time.monotonic()
 
     def changed(self, action: Taking = "look") -> list[ChangeModel]:
-        """The models whose folder asks for other versions than those that serve; none where the folder cannot be read.
+        """The models whose folder asks for other versions than those that serve, or has lost one that was refused; none
+        where the folder cannot be read.
 
         One whose last version left the folder serves on, and one that was unloaded stays so.
         """
@@ -118,10 +122,15 @@ class Planner:
             names = folder.names(self._settings.bundles)
             wishes = [self._looking(action, name) for name in names if not self._known(name).unloaded]
             wanted = {wish: _digests(self._wanted(wish, {})) for wish in wishes}
+            lost = {name for name in names if not self._known(name).rejected.keys() <= self._found(name).keys()}
         except (OSError, NotReady) as error:
             log.error("look failed", extra={"facts": {"reason": str(error)}})
             return []
-        return [wish for wish, found in wanted.items() if found and found != self._known(wish.model).serving]
+        return [
+            wish
+            for wish, found in wanted.items()
+            if (found and found != self._known(wish.model).serving) or wish.model in lost
+        ]
 
     def _looking(self, action: Taking, name: str) -> ChangeModel:
         """A look, or now and then a load where nothing serves for a reason that may have passed."""

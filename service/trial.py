@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from bundle import Encoder, session
+from bundle import BundleError, Encoder, session
 from bundle.device import Gpu
 from service import memory, runtime
 from service.catalog import check_place, refused
@@ -57,7 +57,10 @@ def _try(path: Path, digest: str, order: Order) -> Verdict:
         check_place(loaded, path, digest)
         _exercise(loaded)
     except Exception as error:
-        return Verdict(refused(error, digest, order.provider), said=traceback.format_exc())
+        return Verdict(
+            refused(error, digest, order.provider),
+            said="" if isinstance(error, BundleError) else traceback.format_exc(),
+        )
     return Verdict(None, grown=max(memory.own_bytes() - before, 0))
 
 

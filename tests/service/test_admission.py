@@ -421,6 +421,7 @@ def test_durations_are_taken_from_clocks_that_never_jump() -> None:
     assert found == {
         "client/exchange.py",  # Retry-After as a date
         "service/guard.py",  # keys end at a date
+        "service/keygen.py",
         "service/statistics.py",  # when a version last ran
         "service/traces.py",  # when a span ended
     }

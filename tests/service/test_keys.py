@@ -336,7 +336,15 @@ def test_what_keygen_says_is_a_key_that_is_good(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--name", "a b"], ["--scopes", "all"], ["--scopes", ""], ["--expires", "soon"], ["--nmae", "shop"]]
+    "wrong",
+    [
+        ["--name", "a b"],
+        ["--scopes", "all"],
+        ["--scopes", ""],
+        ["--expires", "soon"],
+        ["--expires", "2020-01-01"],
+        ["--nmae", "shop"],
+    ],
 )
 def test_keygen_refuses_what_it_does_not_know(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -442,3 +442,14 @@ def test_the_status_says_what_serves_and_holds_no_secret(publish: Publish, serve
     assert worker["memory_bytes"] > 10**7
     assert (said["settings"].keys(), said["settings"]["versions"]) == (set(SHOWN), 2)
     assert key not in response.text
+
+
+def test_a_look_forgets_what_was_refused_and_is_gone(publish: Publish, serve: Serve) -> None:
+    publish(1)
+    broken = publish(2)
+    (broken / "weights.bin").write_bytes(b"")
+    client = serve(admin=True, watch=0.1)
+    assert (answering(client), list(reasons(client))) == (1, [2])
+    shutil.rmtree(broken)
+    until(lambda: not reasons(client))
+    assert answering(client) == 1
