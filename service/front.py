@@ -107,7 +107,8 @@ class Front:
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
         form = _form(verb, announced)
         if version is None and traffic.shadow_below and (other := traffic.shadow_of(loaded, scope)):
-            form = form._replace(answer=self._shadow.after(form.answer, form.read, other, raw, announced))
+            answer = self._shadow.after(form.answer, form.read, other, raw, announced)
+            form = form if answer is form.answer else form._replace(answer=answer)
         due = record.started + (announced.timeout or self._settings.deadline)
         if not is_long and len(raw) <= INLINE_BYTES:
             return await self._score(loaded, raw, verb, announced, form, due, receive, record)

@@ -31,7 +31,7 @@ from service.tensors import Asked
 
 WAITING: Final = 16  # requests that may wait
 WAITING_BYTES: Final = 2**20  # that their bodies may have together
-REST: Final = 19.0  # times as long as it has worked: it has the interpreter for a twentieth of the time at most
+REST: Final = 99.0  # times as long as it has worked: it has the interpreter for a hundredth of the time at most
 
 Read = Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
 Answer = Callable[[Runtime, Scored, Any], Reply]
@@ -66,7 +66,10 @@ class Shadow:
         self._reported: WeakSet[Runtime] = WeakSet()
 
     def after(self, answer: Answer, read: Read, shadow: Runtime, raw: bytes, announced: Announced) -> Answer:
-        """The same answer, after which the request is left to be scored by `shadow`."""
+        """The same answer, after which the request is left to be scored by `shadow`, where there is room for it."""
+        if len(self._samples) >= WAITING:  # as most find it: then all else would be for nothing
+            self._count(shadow, "dropped")
+            return answer
 
         def answered(stable: Runtime, scored: Scored, asked: Any) -> Reply:
             reply = answer(stable, scored, asked)
@@ -93,7 +96,7 @@ class Shadow:
             if begins:
                 self._runner.submit(self._work)
             if not taken:
-                self._count(sample, "dropped")
+                self._count(sample.shadow, "dropped")
         except Exception:
             log.exception("failed", extra={"facts": {"shadow": sample.shadow.manifest.version}})
 
@@ -104,7 +107,7 @@ class Shadow:
     def _work(self) -> None:
         while sample := self._next():
             started = time.perf_counter()
-            self._count(sample, self._compare(sample))
+            self._count(sample.shadow, self._compare(sample))
             self._closed.wait(REST * (time.perf_counter() - started))
 
     def _next(self) -> _Sample | None:
@@ -140,8 +143,8 @@ class Shadow:
             raise InputError(expected="raw values, where the versions' ids differ", received="ids")
         return sample.shadow.logits_aside(sample.shadow.encoded([request]))
 
-    def _count(self, sample: _Sample, outcome: Outcome) -> None:
-        key = sample.shadow.manifest.name, outcome
+    def _count(self, shadow: Runtime, outcome: Outcome) -> None:
+        key = shadow.manifest.name, outcome
         if key not in self._counters:  # to look a label up costs more than to count
             self._counters[key] = self._metrics.shadow.labels(*key)
         self._counters[key].inc()

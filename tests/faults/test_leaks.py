@@ -20,7 +20,7 @@ PUMP = Path(__file__).with_name("pump.py")
 SLICES = 24  # after each of which the process is looked at
 SLICE = 6_400  # requests of one, at least: what a pump sends before it leaves
 WARM = 8  # slices, after which memory counts
-LONGEST = 150.0  # seconds that all of it may take: a slow machine sends fewer
+LONGEST = 300.0  # seconds that all of it may take: a slow machine sends fewer
 BAR = 2.0  # MB a million requests
 # The service, which forgets nothing: a few bytes, now and then a descriptor, of every request.
 LEAKS = """
