@@ -1,5 +1,7 @@
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 
+from service import logs
 from service.app import create_app
 from service.settings import Settings
 from tests.conftest import tiny_recipe, write_log
@@ -186,3 +189,17 @@ def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int],
         return tmp_path / ".tried"
 
     return plant
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What the service logs at debug level, as text."""
+    text, service = io.StringIO(), logging.getLogger("service")
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logs.JsonLine())
+    level = service.level
+    service.addHandler(handler)
+    service.setLevel("DEBUG")
+    yield text
+    service.removeHandler(handler)
+    service.setLevel(level)

@@ -192,7 +192,8 @@ def metric(client: Client, name: str) -> float:
 
 def test_a_crowd_is_turned_away_and_told_when_to_come_again(app: Service, client: Client) -> None:
     counted = 'factorlens_refused_total{model="tiny-fm",reason="overload"}'
-    before = metric(client, counted)
+    timed = 'factorlens_request_seconds_count{endpoint="predict",model="tiny-fm"}'
+    before, took = metric(client, counted), metric(client, timed)
     with crowded(app):
         for path in (PREDICT, EXPLAIN, "/v1/models/tiny-fm:rank"):
             response = client.post(path, content=b"anything", headers={"x-request-id": "mine"})
@@ -206,11 +207,31 @@ def test_a_crowd_is_turned_away_and_told_when_to_come_again(app: Service, client
         assert (response.status_code, list(response.json())) == (503, ["error"])
         assert 1 <= int(response.headers["retry-after"]) <= 11
         assert metric(client, counted) - before == 4
+        assert metric(client, timed) == took  # a refusal is no latency
         assert metric(client, 'factorlens_requests_total{endpoint="predict",model="tiny-fm",status="503"}') >= 1
         for path in ("/livez", "/readyz", "/metrics", "/v1/models", "/v2/health/live"):
             assert client.get(path).status_code == 200
         assert client.post("/v1/models/nobody:predict", json=ONE).status_code == 404
     assert client.post(PREDICT, json=ONE).status_code == 200
+
+
+def test_many_rows_in_a_short_body_take_a_place_among_the_threads(
+    app: Service, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[Lane, int]] = []
+    enter = Lane.enter
+
+    def noted(lane: Lane, pace: Pace, length: int, rows: int) -> float:
+        taken.append((lane, rows))
+        return enter(lane, pace, length, rows)
+
+    monkeypatch.setattr(Lane, "enter", noted)
+    door = gate_of(app)
+    for rows in (1, 4096):
+        assert client.post(PREDICT, json={"instances": [{}] * rows}).status_code == 200
+    assert [rows for _, rows in taken] == [1, 4096]
+    assert taken[0][0] is door.loop
+    assert taken[1][0] is door.threads
 
 
 def test_who_is_turned_away_makes_a_line_a_second(

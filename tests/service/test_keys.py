@@ -2,11 +2,10 @@
 
 import io
 import json
-import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from bundle import signature
-from service import __main__, keys, logs, settings
+from service import __main__, keys, settings
 from service.guard import Guard
 from service.keys import Key, Keys
 from service.recorder import Record
@@ -54,20 +53,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "keys.txt"
     path.write_text("\n".join(LINES))
     return path
-
-
-@pytest.fixture
-def lines() -> Iterator[io.StringIO]:
-    """What the service logs at debug level, as text."""
-    text, service = io.StringIO(), logging.getLogger("service")
-    handler = logging.StreamHandler(text)
-    handler.setFormatter(logs.JsonLine())
-    level = service.level
-    service.addHandler(handler)
-    service.setLevel("DEBUG")
-    yield text
-    service.removeHandler(handler)
-    service.setLevel(level)
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 import asyncio
 import io
 import json
-import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Receive, Scope, Send
 
 from bundle import device
-from service import logs, metrics, recorder
+from service import metrics, recorder
 from service.metrics import Metrics
 
 STAGES = ("read", "queue", "compute", "answer")
@@ -42,20 +41,6 @@ def growth(client: Client, path: str, body: object) -> dict[tuple[str, ...], flo
     counted = [key for key in after if key[0].endswith(("_total", "_count", "batch_rows_sum"))]
     grown = {key: after[key] - before.get(key, 0.0) for key in counted if key[0].startswith("factorlens_")}
     return {key: value for key, value in grown.items() if value}
-
-
-@pytest.fixture
-def lines() -> Iterator[io.StringIO]:
-    """What the service logs at debug level, as text."""
-    text, service = io.StringIO(), logging.getLogger("service")
-    handler = logging.StreamHandler(text)
-    handler.setFormatter(logs.JsonLine())
-    level = service.level
-    service.addHandler(handler)
-    service.setLevel("DEBUG")
-    yield text
-    service.removeHandler(handler)
-    service.setLevel(level)
 
 
 def test_a_prediction_is_counted(client: Client) -> None:

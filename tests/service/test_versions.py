@@ -1,6 +1,7 @@
 """Versions come, go and come back: default and rollback, quarantine, the state over a restart, the watched folder."""
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -442,6 +443,17 @@ def test_the_status_says_what_serves_and_holds_no_secret(publish: Publish, serve
     assert worker["memory_bytes"] > 10**7
     assert (said["settings"].keys(), said["settings"]["versions"]) == (set(SHOWN), 2)
     assert key not in response.text
+
+
+def test_what_changes_is_logged(publish: Publish, serve: Serve, lines: io.StringIO) -> None:
+    publish(1)
+    publish(2)
+    client = serve(admin=True)
+    post(client, "rollback")
+    post(client, "unload")
+    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    changed = [(each["action"], each["model"], each["default"]) for each in said if each["event"] == "changed"]
+    assert changed == [("rollback", "tiny-fm", "1"), ("unload", "tiny-fm", None)]
 
 
 def test_a_look_forgets_what_was_refused_and_is_gone(publish: Publish, serve: Serve) -> None:
