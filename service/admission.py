@@ -103,20 +103,27 @@ class Gate:
 
         It takes no place yet: a body that is slow to come must keep nobody out.
         """
+        refusal = self.refusal(loaded, verb, announced, is_long=is_long)
+        if refusal is not None:
+            self._count(loaded.manifest.name, time.perf_counter())
+            raise refusal
+
+    def refusal(self, loaded: Runtime, verb: Verb, announced: Announced, *, is_long: bool) -> Overloaded | None:
+        """What `admit` would raise."""
         lane = self.threads if is_long else self.loop
         is_free = lane.taken < lane.servers
         if is_free and not is_long:
-            return
+            return None
         rows = loaded.long_pace[verb].rows(announced.length) if is_long else 0
         is_full = self.rows > 0 and self.rows + rows > self._most * min(announced.priority, 1.0)
         if is_free and not is_full:
-            return
+            return None
         now = time.perf_counter()
         stands = now - lane.short_at > INTERVAL
         share = (STANDING if stands else BURST) * announced.priority
         if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
-            self._count(loaded.manifest.name, now)
-            raise Overloaded(_pause(lane.seconds + now - lane.short_at), HOLD_SECONDS if stands else 0.0)
+            return Overloaded(_pause(lane.seconds + now - lane.short_at), HOLD_SECONDS if stands else 0.0)
+        return None
 
     def dropped(self, model: str, reason: str, rows: int) -> None:
         """Count rows that waited for a thread and were not scored."""

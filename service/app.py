@@ -30,6 +30,7 @@ from service.candidates import CandidateSets
 from service.catalog import Catalog
 from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
+from service.express import Express
 from service.front import Front, is_verb
 from service.metrics import Metrics
 from service.recorder import Recorder
@@ -121,13 +122,17 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     app.include_router(repository.router(catalog, settings, control))
     app.add_middleware(guard.shielded, settings=settings, keys=keys)
     app.add_middleware(Recorder, metrics=metrics, server_timing=settings.server_timing, trace=tracer)
-    front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
-    app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
+    front = Front(catalog, sets, settings, metrics, shadow)
+    recorder = Recorder(
+        guard.shielded(front, settings, keys), metrics, server_timing=settings.server_timing, trace=tracer
+    )
+    app.verbs = recorder
     app.hooks = Hooks(
         leave=catalog.leave,
         renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),
+        express=Express(front, recorder, guard.guard(front, settings, keys)),
     )
     app.add_exception_handler(ServiceError, _refuse)
     app.add_exception_handler(InputError, _refuse)

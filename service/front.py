@@ -5,11 +5,12 @@ with others. Whatever takes longer (a long or compressed body, many rows, a rank
 to itself, so that /livez stays quick.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
@@ -25,11 +26,11 @@ from service.explainer import explain
 from service.messages import Reply
 from service.metrics import Metrics
 from service.ranker import rank
-from service.recorder import Record
-from service.runtime import Request, Runtime, Verb, count_of
+from service.runtime import Runtime, Verb, count_of
+from service.scoring import Form, Order, Scoring
 from service.settings import Settings
 from service.shadow import Shadow
-from service.statistics import Spans
+from service.statistics import Spans, Stages
 from service.traffic import request_key
 from service.turns import Turns, unless_gone
 
@@ -40,13 +41,6 @@ INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>
 INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
 LONG_WAIT: Final = 0.1  # seconds: whoever waits so long may leave before
 Act = Callable[[Runtime, bytes, Settings], Reply]
-
-
-class Form(NamedTuple):
-    """A way to ask for scores: a body to rows and what is asked of them, and their scores to the answer."""
-
-    read: Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
-    answer: Callable[[Runtime, Scored, Any], Reply]
 
 
 def is_verb(scope: Scope) -> bool:
@@ -78,7 +72,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            content, headers, _ = await self._answer(scope, receive, **scope["path_params"])
+            content, headers, _ = await self._answer(scope, receive)
         except Overloaded as error:
             await turn_away(error, scope, send)
             return
@@ -91,10 +85,12 @@ class Front:
         await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Scope, receive: Receive, *, model: str, version: str | None, verb: Verb) -> Reply:
-        record: Record = scope["state"]["record"]
+    def order(self, scope: Scope) -> Order:
+        """What the head of a request asks for. Raises ServiceError where nobody here could answer."""
+        asked, record = scope["path_params"], scope["state"]["record"]
+        verb, version = asked["verb"], asked["version"]
         record.endpoint = verb
-        known = self._catalog.find(model)
+        known = self._catalog.find(asked["model"])
         record.model = known.name
         traffic = known.traffic
         loaded = known.version(version, request_key(scope) if traffic.canary_below and version is None else None)
@@ -102,16 +98,56 @@ class Front:
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
+        shadow = traffic.shadow_of(loaded, scope) if version is None and traffic.shadow_below else None
+        due = record.started + (announced.timeout or self._settings.deadline)
         is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
+        return Order(record, loaded, verb, announced, _form(verb, announced), shadow, due, is_long)
+
+    def takes_at_once(self, order: Order, length: int) -> bool:
+        """Whether a request whose body is here, with that many bytes, would be scored in the next run."""
+        loaded = order.loaded
+        return (
+            not order.is_long
+            and self._is_soon(loaded)
+            and length <= self._settings.max_body_bytes
+            and loaded.short_pace[order.verb].rows(length) <= loaded.batcher.rows
+            and self._gate.refusal(loaded, order.verb, order.announced, is_long=False) is None
+        )
+
+    def read(self, order: Order, raw: bytes, stages: Stages) -> Scoring:
+        """The body of a request that is to be scored together with others."""
+        loaded = order.loaded
+        order.record.spans = stages.spans
+        request, asked = order.form.read(loaded, raw, self._settings)
+        stages.read()
+        rows = count_of(request)
+        return Scoring(loaded, self._form(order, raw), request, asked, rows, len(raw), stages)
+
+    def submit(self, order: Order, scoring: Scoring) -> asyncio.Future[Scored]:
+        """Take a place on the event loop, and wait for the next run."""
+        loaded = order.loaded
+        scoring.enter(self._gate.loop, loaded.short_pace[order.verb])
+        return loaded.batcher.submit(scoring.request, rows=scoring.rows, due=order.due)
+
+    def _is_soon(self, loaded: Runtime) -> bool:
+        return loaded.batcher.inline and self._gate.loop.seconds < LONG_WAIT
+
+    def _form(self, order: Order, raw: bytes) -> Form:
+        form, shadow = order.form, order.shadow
+        if shadow is None:
+            return form
+        answer = self._shadow.after(form.answer, form.read, shadow, raw, order.announced)
+        return form if answer is form.answer else form._replace(answer=answer)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
+        order = self.order(scope)
+        record, loaded, verb, announced = order.record, order.loaded, order.verb, order.announced
+        is_long = order.is_long
         self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
-        form = _form(verb, announced)
-        if version is None and traffic.shadow_below and (other := traffic.shadow_of(loaded, scope)):
-            answer = self._shadow.after(form.answer, form.read, other, raw, announced)
-            form = form if answer is form.answer else form._replace(answer=answer)
-        due = record.started + (announced.timeout or self._settings.deadline)
         if not is_long and len(raw) <= INLINE_BYTES:
-            return await self._score(loaded, raw, verb, announced, form, due, receive, record)
+            return await self._score(order, raw, receive)
+        form = self._form(order, raw)
         if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
             self._gate.admit(loaded, verb, announced._replace(length=len(raw)), is_long=True)
         lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
@@ -120,8 +156,8 @@ class Front:
         seconds = lane.enter(pace, len(raw), rows)
         try:
             reply = await self._turns.run(
-                lambda: self._act(loaded, raw, verb, announced, form, record),
-                due=due,
+                lambda: self._act(order, form, raw),
+                due=order.due,
                 receive=receive,
                 dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
             )
@@ -130,8 +166,9 @@ class Front:
         pace.learn_rows(len(raw), reply.rows)
         return reply
 
-    def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, form: Form, record: Record) -> Reply:
+    def _act(self, order: Order, form: Form, raw: bytes) -> Reply:
         """The answer to a request that has a thread to itself."""
+        record, loaded, verb, announced = order.record, order.loaded, order.verb, order.announced
         began = time.perf_counter()
         if announced.coding:
             raw = body.inflate(raw, announced.coding, limit=self._settings.max_body_bytes)
@@ -151,45 +188,31 @@ class Front:
             stages.scored(scored.seconds)
             return form.answer(loaded, scored, asked)
 
-    async def _score(
-        self,
-        loaded: Runtime,
-        raw: bytes,
-        verb: Verb,
-        announced: Announced,
-        form: Form,
-        due: float,
-        receive: Receive,
-        record: Record,
-    ) -> Reply:
+    async def _score(self, order: Order, raw: bytes, receive: Receive) -> Reply:
         """The answer to a request that is scored together with others."""
-        lane, pace = self._gate.loop, loaded.short_pace[verb]
+        loaded, verb = order.loaded, order.verb
         with loaded.statistics.request() as stages:
-            record.spans = stages.spans
-            request, asked = form.read(loaded, raw, self._settings)
-            stages.read()
-            rows = count_of(request)
-            is_many = rows > loaded.batcher.rows
-            if is_many:
-                self._gate.admit(loaded, verb, announced._replace(length=len(raw)), is_long=True)
-                lane, pace = self._gate.threads, loaded.long_pace[verb]
-            seconds = lane.enter(pace, len(raw), rows)
+            scoring = self.read(order, raw, stages)
+            loaded.short_pace[verb].learn_rows(len(raw), scoring.rows)
+            if scoring.rows <= loaded.batcher.rows:
+                waiting = self.submit(order, scoring)
+            else:
+                self._gate.admit(loaded, verb, order.announced._replace(length=len(raw)), is_long=True)
+                scoring.enter(self._gate.threads, loaded.long_pace[verb])
+                waiting = None
             try:
-                if is_many:
+                if waiting is None:
                     scored = await self._turns.run(
-                        lambda: loaded.score_all([request]),
-                        due=due,
+                        lambda: loaded.score_all([scoring.request]),
+                        due=order.due,
                         receive=receive,
-                        dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
+                        dropped=partial(self._gate.dropped, loaded.manifest.name, rows=scoring.rows),
                     )
                 else:
-                    waiting = loaded.batcher.submit(request, rows=rows, due=due)
-                    is_soon = loaded.batcher.inline and lane.seconds < LONG_WAIT
-                    scored = await (waiting if is_soon else unless_gone(waiting, receive))
-                stages.scored(scored.seconds)
-                return form.answer(loaded, scored, asked)
+                    scored = await (waiting if self._is_soon(loaded) else unless_gone(waiting, receive))
+                return scoring.answer(scored)
             finally:
-                lane.leave(pace, len(raw), rows, seconds, stages.started)
+                scoring.leave()
 
 
 PREDICT: Final = Form(scorer.read, scorer.answer)

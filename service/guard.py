@@ -35,10 +35,14 @@ def open_paths(settings: Settings) -> frozenset[str]:
     return HEALTH.union(*(paths for exposure, paths in public if exposure == "public"))
 
 
+def guard(app: ASGIApp, settings: Settings, keys: Keys) -> "Guard | None":
+    """What refuses requests without a key; None where there are no keys."""
+    return None if settings.api_keys is None and settings.admin_key is None else Guard(app, settings, keys)
+
+
 def shielded(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
     """`app` behind what the settings ask for: keys, and answers that web pages of other origins may read."""
-    if settings.api_keys is not None or settings.admin_key is not None:
-        app = Guard(app, settings, keys)
+    app = guard(app, settings, keys) or app
     if settings.cors_origins:
         headers = ("x-request-id", "retry-after", "server-timing")
         app = CORSMiddleware(
@@ -64,13 +68,14 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self._admit(scope)
+                self.admit(scope)
             except (Unauthorized, Forbidden) as refused:
                 await errors.refused(refused)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> None:
+    def admit(self, scope: Scope) -> None:
+        """Raises Unauthorized and Forbidden."""
         needed = self._needed(scope)
         if needed is None:
             return

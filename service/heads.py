@@ -5,7 +5,7 @@ the ASGI scope that it became before, and its body, where all of it has come, on
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -42,7 +42,17 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+        self._opening: tuple[object, bytes, bool] = None, b"", False
         self.find = self._known.get
+
+    def opening(self, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, bool]:
+        """How answers with the status 200 begin, where they all have these headers, and whether they are the last."""
+        of, opening, closes = self._opening
+        if of is not fields:
+            opening = STATUS_LINE[200] + b"".join([b"%b: %b\r\n" % field for field in fields])
+            closes = (b"connection", b"close") in fields
+            self._opening = fields, opening, closes
+        return opening, closes
 
     def learn(self, raw: bytes, scope: Mapping[str, Any]) -> None:
         """Keep a head that a parser has made this scope of. The request is one after which its connection stays, and
@@ -59,6 +69,55 @@ class Heads:
         length = int(lengths[0]) if lengths else 0
         shared = {key: scope[key] for key in scope if key not in OWN}
         self._known[raw] = Head(length, headers, {**shared, MEMO: {}})
+
+
+class Exchange:
+    """A request whose head is known and whose body is here. Whoever takes it answers it or gives it back, once;
+    until then it stands where uvicorn has the cycle of a request."""
+
+    __slots__ = ("_heads", "_protocol", "body", "disconnected", "head", "keep_alive", "response_complete")
+
+    def __init__(self, protocol: HttpToolsProtocol, heads: Heads, head: Head, body: bytes) -> None:
+        self._protocol, self._heads, self.head, self.body = protocol, heads, head, body
+        self.response_complete = self.disconnected = False
+        self.keep_alive = True
+
+    @property
+    def message_event(self) -> asyncio.Event:
+        """What uvicorn sets when the client has left: here nobody waits for it."""
+        return asyncio.Event()
+
+    def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes) -> None:
+        """With the status 200; `fields` need no care."""
+        self.response_complete = True
+        protocol = self._protocol
+        if not self.disconnected:
+            opening, closes = self._heads.opening(protocol.server_state.default_headers)
+            if not (self.keep_alive or closes):
+                opening, closes = opening + b"connection: close\r\n", True
+            lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+            head = b"%b%bcontent-length: %d\r\n\r\n" % (opening, lines, len(content))
+            if len(content) > SHORT_BYTES:
+                protocol.transport.write(head)
+                protocol.transport.write(content)
+            else:
+                protocol.transport.write(head + content)
+            if closes:
+                protocol.transport.close()
+        protocol.on_response_complete()
+
+    def give_back(self, record: object) -> None:
+        """Have the app answer it, as if it had come just now, but with this record."""
+        protocol = self._protocol
+        cycle = Repeated(protocol, self.head, self.body)
+        cycle.scope["state"]["record"] = record
+        cycle.disconnected, cycle.keep_alive = self.disconnected, self.keep_alive
+        if protocol.cycle is self:  # type: ignore[comparison-overlap]  # else another request has come, and waits
+            protocol.cycle = cycle
+        protocol._start_asgi_task(cycle, protocol.app)
+
+
+Express = Callable[[Exchange], bool]  # whether it takes a request
 
 
 class Repeated(RequestResponseCycle):

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -97,16 +97,12 @@ class Recorder:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(scope))
-        scope.setdefault("state", {})["record"] = record
-        request_id = (b"x-request-id", record.request_id.encode())
+        record = self.open(scope)
 
         def send_recorded(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), request_id]
-                if self._server_timing:
-                    message["headers"].append((b"server-timing", _server_timing(record)))
+                message["headers"] = [*message.get("headers", ()), *self.headers(record)]
             return send(message)
 
         try:
@@ -123,9 +119,23 @@ class Recorder:
             detail = f"the log has the reason under the request id {record.request_id}"
             await answer("internal-error", "The service failed", 500, detail)(scope, receive, send_recorded)
         finally:
-            self._close(record, scope)
+            self.close(record, scope)
 
-    def _close(self, record: Record, scope: Scope) -> None:
+    def open(self, scope: Scope) -> Record:
+        """The record of a request, which is in its state from now on, or was: such a one was given back."""
+        state: dict[str, Any] = scope.setdefault("state", {})
+        record: Record = state.get("record") or state.setdefault("record", Record(_request_id(scope)))
+        return record
+
+    def headers(self, record: Record) -> list[tuple[bytes, bytes]]:
+        """Of every answer."""
+        headers = [(b"x-request-id", record.request_id.encode())]
+        if self._server_timing:
+            headers.append((b"server-timing", _server_timing(record)))
+        return headers
+
+    def close(self, record: Record, scope: Scope) -> None:
+        """Count and log a request that is answered."""
         seconds = time.perf_counter() - record.started
         if record.endpoint:
             took = None if record.is_common else seconds

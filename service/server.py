@@ -19,6 +19,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.heads import Express
 from service.settings import Settings
 from service.tls import Tls
 from service.transport import LINGERING, Awaited, Limits, Protocol
@@ -38,12 +39,14 @@ log = logging.getLogger(__name__)
 class Hooks:
     """What a server and its app say to each other: `leave`: be ready no more. `renew`: read
     again what was read from files, and may have changed. `late`: a client took longer than the
-    settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help."""
+    settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help.
+    `express` takes requests before the app does."""
 
     leave: Callable[[], None]
     renew: Callable[[], None]
     late: Callable[[str], None]
     has_failed: Callable[[], bool]
+    express: Express
 
 
 class Server(uvicorn.Server):
@@ -65,7 +68,7 @@ class Server(uvicorn.Server):
         settings: Settings,
         tls: Tls | None = None,
     ) -> None:
-        limits = Limits(_seconds(settings), _connections(), self._count_late)
+        limits = Limits(_seconds(settings), _connections(), self._count_late, express=hooks.express)
         protocol: Any = partial(Protocol, limits)  # uvicorn calls it as it would call the class
         super().__init__(
             uvicorn.Config(
@@ -123,7 +126,7 @@ class Server(uvicorn.Server):
         # uvicorn puts the latter, made anew every second from the former, before the headers of every answer, and
         # closes a connection after an answer that says so.
         self.config.encoded_headers.append(CLOSE)
-        self.server_state.default_headers.append(CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         log.info("leaving", extra={"facts": {"seconds": self._lame_duck}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

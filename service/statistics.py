@@ -129,10 +129,14 @@ class Stages:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.end()
+        else:
+            self._statistics.failed(time.perf_counter() - self.started)
+
+    def end(self) -> None:
+        """Count the request as answered."""
         now = time.perf_counter()
-        if kind is not None:
-            self._statistics.failed(now - self.started)
-            return
         read, waited = self._ends()
         self._statistics.succeeded(
             encode=read - self.started,

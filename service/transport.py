@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import errors
 from service.errors import AddressTooLong, BodyLate, HeadTooLarge, Malformed, ServiceError
-from service.heads import LONGEST, Heads, Repeated
+from service.heads import LONGEST, Exchange, Express, Heads, Repeated
 
 CONTINUE = b"HTTP/1.1 100"
 JOINED_BYTES = 65_536  # to copy a longer body would cost more than a write
@@ -43,6 +43,7 @@ class Limits:
     connections: int
     late: Callable[[Awaited], None]
     heads: Heads = field(default_factory=Heads)
+    express: Express | None = None
 
 
 class _Joining:
@@ -106,7 +107,7 @@ class Protocol(HttpToolsProtocol):
         self._newest = 0  # bytes of the newest piece that was read
         self._before = 0  # at most so many bytes of a head were read together with the end of another request
         self._refusal: ServiceError | None = None
-        self._find_head = limits.heads.find
+        self._find_head, self._express = limits.heads.find, limits.express
         self._head, self._is_same_head = b"", False  # the newest one, and whether it came twice
         self._seen: tuple[Awaited | None, object] = None, None
         self._since = 0.0
@@ -125,6 +126,11 @@ class Protocol(HttpToolsProtocol):
             raw = data[: data.find(b"\r\n\r\n") + 4]
             head = self._find_head(raw)
             if head is not None and len(data) == len(raw) + head.length:
+                if self._express is not None and not self.flow.write_paused:
+                    exchange = Exchange(self, self._limits.heads, head, data[len(raw) :])
+                    if self._express(exchange):
+                        self.cycle = exchange  # type: ignore[assignment]
+                        return
                 self.cycle = Repeated(self, head, data[len(raw) :])
                 self._start_asgi_task(self.cycle, self.app)
                 return

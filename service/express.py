@@ -1,0 +1,76 @@
+"""The short way: a small request whose head is known is read, scored and answered without ASGI in between.
+
+It goes as far as all is plain. Whatever is not (an error, a long queue, many rows) goes the long way, through the ASGI
+app, as if nothing had been tried: so there is one place for what is out of the ordinary, and it is not here.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any, Final
+
+from starlette.types import Scope
+
+from service.batcher import Scored
+from service.front import Front, is_verb
+from service.guard import Guard
+from service.heads import MEMO, Exchange, Head
+from service.recorder import Recorder
+from service.scoring import Scoring
+
+ASKED: Final = "asked"  # of a memo: model, version and verb; None where the head is not for here
+ORIGIN: Final = b"origin"  # of a page in a browser: such answers need more headers
+
+
+class Express:
+    """Takes requests from a server before the app does; `guard` is None where nobody needs a key."""
+
+    def __init__(self, front: Front, recorder: Recorder, guard: Guard | None) -> None:
+        self._front, self._recorder, self._guard = front, recorder, guard
+
+    def __call__(self, exchange: Exchange) -> bool:
+        """Whether the request was taken, and so will be answered or given back."""
+        head = exchange.head
+        asked = head.scope[MEMO].get(ASKED, ...)
+        if asked is ...:
+            asked = head.scope[MEMO][ASKED] = _asked(head)
+        if asked is None:
+            return False
+        scope: Scope = {**head.scope, "headers": head.headers, "path_params": asked, "state": {}}
+        self._recorder.open(scope)
+        try:
+            if self._guard is not None:
+                self._guard.admit(scope)
+            order = self._front.order(scope)
+            if not self._front.takes_at_once(order, len(exchange.body)):
+                return False
+            stages = order.loaded.statistics.request()
+            scoring = self._front.read(order, exchange.body, stages)
+        except Exception:  # the long way will meet it, too, and say what it is
+            return False
+        if scoring.rows > order.loaded.batcher.rows:
+            return False
+        waiting = self._front.submit(order, scoring)
+        waiting.add_done_callback(partial(self._finish, exchange, scope, scoring))
+        return True
+
+    def _finish(self, exchange: Exchange, scope: Scope, scoring: Scoring, done: asyncio.Future[Scored]) -> None:
+        record = scope["state"]["record"]
+        try:
+            reply = scoring.answer(done.result())
+        except Exception:
+            scoring.leave()
+            exchange.give_back(record)
+            return
+        scoring.leave()
+        scoring.stages.end()
+        record.status = 200
+        exchange.answer((*reply.headers, *self._recorder.headers(record)), reply.content)
+        self._recorder.close(record, scope)
+
+
+def _asked(head: Head) -> dict[str, Any] | None:
+    scope: Scope = {"type": "http", **head.scope}
+    if not is_verb(scope) or any(name == ORIGIN for name, _ in head.headers):
+        return None
+    asked: dict[str, Any] = scope["path_params"]
+    return asked
