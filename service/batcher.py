@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from service.errors import Overdue
 
@@ -35,10 +35,21 @@ class Scored(NamedTuple):
         return Scored(self.predictions[start:end], self.logits[start:end], self.unknown[start:end], self.seconds)
 
 
+class Waiting(Protocol):
+    """What is told of the scores, on the event loop; a future is one. Nothing may be raised here."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, scored: Scored, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
 class _Entry(NamedTuple, Generic[T]):
     request: T
     rows: int
-    future: asyncio.Future[Scored]
+    waiting: Waiting
     due: float
 
 
@@ -74,11 +85,15 @@ class Batcher(Generic[T]):
     def submit(self, request: T, *, rows: int, due: float) -> asyncio.Future[Scored]:
         """The scores of a request of at most `self.rows` rows. The future raises what the run raised, or Overdue where
         the run could not start by `due`, of time.perf_counter. Cancel it, and the rows are not scored."""
-        loop = asyncio.get_running_loop()
-        entry = _Entry(request, rows, loop.create_future(), due)
-        self._queue.append(entry)
-        self._schedule(loop)
-        return entry.future
+        future = asyncio.get_running_loop().create_future()
+        self.put(request, rows=rows, due=due, waiting=future)
+        return future
+
+    def put(self, request: T, *, rows: int, due: float, waiting: Waiting) -> None:
+        """The same, for whatever is to be told instead of a future."""
+        self._queue.append(_Entry(request, rows, waiting, due))
+        if not self._is_due:
+            self._schedule(asyncio.get_running_loop())
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._queue and not self._is_due:
@@ -102,12 +117,12 @@ class Batcher(Generic[T]):
         free = self.rows
         while self._queue and self._queue[0].rows <= free:
             entry = self._queue.popleft()
-            if entry.future.done():
+            if entry.waiting.done():
                 self._dropped("gone", entry.rows)
                 continue
             if entry.due < now:
                 self._dropped("deadline", entry.rows)
-                entry.future.set_exception(Overdue("the request waited too long for its turn"))
+                entry.waiting.set_exception(Overdue("the request waited too long for its turn"))
                 continue
             taken.append(entry)
             free -= entry.rows
@@ -133,11 +148,11 @@ class Batcher(Generic[T]):
         self, loop: asyncio.AbstractEventLoop, entries: list[_Entry[T]], answers: list[Scored | Exception]
     ) -> None:
         for entry, answer in zip(entries, answers, strict=True):
-            if entry.future.done():  # cancelled while it ran
+            if entry.waiting.done():  # cancelled while it ran
                 continue
             if isinstance(answer, Exception):
-                entry.future.set_exception(answer)
+                entry.waiting.set_exception(answer)
             else:
-                entry.future.set_result(answer)
+                entry.waiting.set_result(answer)
         self._is_due = False
         self._schedule(loop)

@@ -4,8 +4,6 @@ It goes as far as all is plain. Whatever is not (an error, a long queue, many ro
 app, as if nothing had been tried: so there is one place for what is out of the ordinary, and it is not here.
 """
 
-import asyncio
-from functools import partial
 from typing import Any, Final
 
 from starlette.types import Scope
@@ -49,23 +47,37 @@ class Express:
             return False
         if scoring.rows > order.loaded.batcher.rows:
             return False
-        waiting = self._front.submit(order, scoring)
-        waiting.add_done_callback(partial(self._finish, exchange, scope, scoring))
+        self._front.put(order, scoring, _Taken(exchange, scope, scoring, self._recorder))
         return True
 
-    def _finish(self, exchange: Exchange, scope: Scope, scoring: Scoring, done: asyncio.Future[Scored]) -> None:
-        record = scope["state"]["record"]
+
+class _Taken:
+    """A request that waits for the next run."""
+
+    __slots__ = ("_exchange", "_recorder", "_scope", "_scoring")
+
+    def __init__(self, exchange: Exchange, scope: Scope, scoring: Scoring, recorder: Recorder) -> None:
+        self._exchange, self._scope, self._scoring, self._recorder = exchange, scope, scoring, recorder
+
+    def done(self) -> bool:
+        return False  # whoever has left is found out when it is answered: a run is short
+
+    def set_result(self, scored: Scored) -> None:
+        record, scoring = self._scope["state"]["record"], self._scoring
         try:
-            reply = scoring.answer(done.result())
-        except Exception:
-            scoring.leave()
-            exchange.give_back(record)
+            reply = scoring.answer(scored)
+        except Exception as error:
+            self.set_exception(error)
             return
         scoring.leave()
         scoring.stages.end()
         record.status = 200
-        exchange.answer((*reply.headers, *self._recorder.headers(record)), reply.content)
-        self._recorder.close(record, scope)
+        self._exchange.answer((*reply.headers, *self._recorder.headers(record)), reply.content)
+        self._recorder.close(record, self._scope)
+
+    def set_exception(self, _: Exception) -> None:
+        self._scoring.leave()
+        self._exchange.give_back(self._scope["state"]["record"])
 
 
 def _asked(head: Head) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from bundle import InputError
 from service import body, errors, infer, scorer
 from service.admission import Gate, turn_away
-from service.batcher import Scored
+from service.batcher import Scored, Waiting
 from service.body import Announced
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -123,11 +123,11 @@ class Front:
         rows = count_of(request)
         return Scoring(loaded, self._form(order, raw), request, asked, rows, len(raw), stages)
 
-    def submit(self, order: Order, scoring: Scoring) -> asyncio.Future[Scored]:
-        """Take a place on the event loop, and wait for the next run."""
+    def put(self, order: Order, scoring: Scoring, waiting: Waiting) -> None:
+        """Take a place on the event loop; the next run tells `waiting`."""
         loaded = order.loaded
         scoring.enter(self._gate.loop, loaded.short_pace[order.verb])
-        return loaded.batcher.submit(scoring.request, rows=scoring.rows, due=order.due)
+        loaded.batcher.put(scoring.request, rows=scoring.rows, due=order.due, waiting=waiting)
 
     def _is_soon(self, loaded: Runtime) -> bool:
         return loaded.batcher.inline and self._gate.loop.seconds < LONG_WAIT
@@ -194,14 +194,15 @@ class Front:
         with loaded.statistics.request() as stages:
             scoring = self.read(order, raw, stages)
             loaded.short_pace[verb].learn_rows(len(raw), scoring.rows)
-            if scoring.rows <= loaded.batcher.rows:
-                waiting = self.submit(order, scoring)
-            else:
+            is_many = scoring.rows > loaded.batcher.rows
+            if is_many:
                 self._gate.admit(loaded, verb, order.announced._replace(length=len(raw)), is_long=True)
                 scoring.enter(self._gate.threads, loaded.long_pace[verb])
-                waiting = None
+            else:
+                waiting: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+                self.put(order, scoring, waiting)
             try:
-                if waiting is None:
+                if is_many:
                     scored = await self._turns.run(
                         lambda: loaded.score_all([scoring.request]),
                         due=order.due,
