@@ -126,8 +126,8 @@ class Decoder:
     def _keys(self, body: Any, given: Table | Rows) -> int:
         """How many keys at least the rows or columns of a body have."""
         if isinstance(given, Rows):
-            weighted = [[row[at] for row in given.values] for at in self._multi]
-            return _count(given.values) + _weights(weighted)
+            keys = _count(given.values)
+            return keys + _weights([row[at] for row in given.values] for at in self._multi) if self._multi else keys
         if body.columns is None:
             return self._keys_of_cells(given)
         return len(given.columns) - given.columns.count(None) + _weights(given.columns[at] for at in self._multi)

@@ -12,7 +12,7 @@ from service.batcher import Scored
 from service.front import Front, is_verb
 from service.guard import Guard
 from service.heads import MEMO, Exchange, Head
-from service.recorder import Recorder
+from service.recorder import Record, Recorder
 from service.scoring import Scoring
 
 ASKED: Final = "asked"  # of a memo: model, version and verb; None where the head is not for here
@@ -63,7 +63,8 @@ class _Taken:
         return False  # whoever has left is found out when it is answered: a run is short
 
     def set_result(self, scored: Scored) -> None:
-        record, scoring = self._scope["state"]["record"], self._scoring
+        record: Record = self._scope["state"]["record"]
+        scoring = self._scoring
         try:
             reply = scoring.answer(scored)
         except Exception as error:
@@ -75,9 +76,12 @@ class _Taken:
         self._exchange.answer((*reply.headers, *self._recorder.headers(record)), reply.content)
         self._recorder.close(record, self._scope)
 
-    def set_exception(self, _: Exception) -> None:
+    def set_exception(self, error: Exception) -> None:
+        record: Record = self._scope["state"]["record"]
+        record.failure = error
         self._scoring.leave()
-        self._exchange.give_back(self._scope["state"]["record"])
+        self._scoring.stages.fail()
+        self._exchange.give_back(record)
 
 
 def _asked(head: Head) -> dict[str, Any] | None:

@@ -72,6 +72,8 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if failure := scope["state"]["record"].failure:
+                raise failure
             content, headers, _ = await self._answer(scope, receive)
         except Overloaded as error:
             await turn_away(error, scope, send)

@@ -75,10 +75,13 @@ class Exchange:
     """A request whose head is known and whose body is here. Whoever takes it answers it or gives it back, once;
     until then it stands where uvicorn has the cycle of a request."""
 
-    __slots__ = ("_heads", "_protocol", "body", "disconnected", "head", "keep_alive", "response_complete")
+    __slots__ = ("_heads", "_protocol", "_write", "body", "disconnected", "head", "keep_alive", "response_complete")
 
-    def __init__(self, protocol: HttpToolsProtocol, heads: Heads, head: Head, body: bytes) -> None:
-        self._protocol, self._heads, self.head, self.body = protocol, heads, head, body
+    def __init__(
+        self, protocol: HttpToolsProtocol, heads: Heads, head: Head, body: bytes, write: Callable[[bytes], None]
+    ) -> None:
+        self._protocol, self._heads, self._write = protocol, heads, write
+        self.head, self.body = head, body
         self.response_complete = self.disconnected = False
         self.keep_alive = True
 
@@ -89,22 +92,24 @@ class Exchange:
 
     def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes) -> None:
         """With the status 200; `fields` need no care."""
-        self.response_complete = True
-        protocol = self._protocol
+        protocol, self.response_complete = self._protocol, True
         if not self.disconnected:
             opening, closes = self._heads.opening(protocol.server_state.default_headers)
             if not (self.keep_alive or closes):
                 opening, closes = opening + b"connection: close\r\n", True
             lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-            head = b"%b%bcontent-length: %d\r\n\r\n" % (opening, lines, len(content))
+            head = b"%bcontent-length: %d\r\n%b\r\n" % (opening, len(content), lines)
             if len(content) > SHORT_BYTES:
-                protocol.transport.write(head)
-                protocol.transport.write(content)
+                self._write(head)
+                self._write(content)
             else:
-                protocol.transport.write(head + content)
+                self._write(head + content)
             if closes:
                 protocol.transport.close()
-        protocol.on_response_complete()
+        if protocol.pipeline:
+            protocol.on_response_complete()
+        else:
+            protocol.server_state.total_requests += 1
 
     def give_back(self, record: object) -> None:
         """Have the app answer it, as if it had come just now, but with this record."""

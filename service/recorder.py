@@ -41,6 +41,7 @@ class Record:
     key: str | None = None  # the name of the caller's, where there are keys
     status: int = 0
     is_common: bool = False
+    failure: Exception | None = None  # what came of scoring it, where it is left to others to say so
     started: float = field(default_factory=time.perf_counter)
     received: float = 0.0  # when the whole body was there of one that then waited for a thread
     spans: Callable[[], Spans | None] = _no_spans

@@ -132,7 +132,11 @@ class Stages:
         if kind is None:
             self.end()
         else:
-            self._statistics.failed(time.perf_counter() - self.started)
+            self.fail()
+
+    def fail(self) -> None:
+        """Count the request as failed."""
+        self._statistics.failed(time.perf_counter() - self.started)
 
     def end(self) -> None:
         """Count the request as answered."""

@@ -67,6 +67,10 @@ class _Joining:
         elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(CONTINUE):
             self._head = data
             return
+        self.pass_on(data)
+
+    def pass_on(self, data: bytes) -> None:
+        """Write at once, whatever it is."""
         self.written += len(data)
         self._transport.write(data)
 
@@ -127,7 +131,7 @@ class Protocol(HttpToolsProtocol):
             head = self._find_head(raw)
             if head is not None and len(data) == len(raw) + head.length:
                 if self._express is not None and not self.flow.write_paused:
-                    exchange = Exchange(self, self._limits.heads, head, data[len(raw) :])
+                    exchange = Exchange(self, self._limits.heads, head, data[len(raw) :], self._joining.pass_on)
                     if self._express(exchange):
                         self.cycle = exchange  # type: ignore[assignment]
                         return

@@ -14,7 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 
 from service import logs
-from service.app import create_app
+from service.app import Service, create_app
 from service.settings import Settings
 from tests.conftest import tiny_recipe, write_log
 from training.pipeline import Options, run
@@ -41,7 +41,7 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
         yield httpx.Client(transport=InProcess(app, portal), base_url="http://service")
 
 
-def limited(bundles: Path, *, admin: bool) -> FastAPI:
+def limited(bundles: Path, *, admin: bool) -> Service:
     """The service over the tiny bundles, with limits that a test can reach."""
     limits = {"max_rows": 300, "max_candidates": 300, "max_arrow_rows": 500, "max_body_bytes": 100_000}
     return create_app(Settings.model_validate({"bundles": bundles, "provider": "cpu", "admin": admin, **limits}))

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service import heads, transport
-from service.heads import HEADS, LONGEST, Head, Heads, Repeated
+from service.heads import HEADS, LONGEST, Exchange, Head, Heads, Repeated
 from service.server import CLOSE
 from service.transport import Awaited, Limits, Protocol
 from tests.service.conftest import limited
@@ -108,13 +108,22 @@ async def answered(reader: asyncio.StreamReader, *, bodiless: bool) -> bytes:
     return head + (b"" if bodiless else await reader.readexactly(int(length[1])))
 
 
-def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request five times on one connection of a real socket: the first ones are parsed, the others are not."""
+@pytest.mark.parametrize("is_short", [False, True])
+def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch, is_short: bool) -> None:
+    """Every request five times on one connection of a real socket: the first ones are parsed, the others are not, and
+    some of those go the short way."""
     app = limited(bundles, admin=False)
     config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None, access_log=False, server_header=False)
     state = ServerState()
     state.default_headers = [(b"date", b"now")]
-    limits = Limits(SECONDS, 100, lambda _: None)
+    taken: list[Exchange] = []
+
+    def express(exchange: Exchange) -> bool:
+        if takes := app.hooks.express(exchange):
+            taken.append(exchange)
+        return takes
+
+    limits = Limits(SECONDS, 100, lambda _: None, express=express if is_short else None)
     found: dict[bytes, list[bytes]] = {}
 
     async def ask() -> str:
@@ -140,7 +149,8 @@ def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch)
     with counted(monkeypatch) as made:
         text = asyncio.run(ask())
     long = sum(len(request) > 60_000 for request in found)  # which come in pieces
-    assert len(made) >= 3 * (len(found) - long) >= 90
+    assert len(made) + len(taken) >= 3 * (len(found) - long) >= 90
+    assert 30 * is_short <= len(taken) <= 100 * is_short
     for request, answers in found.items():
         assert answers == [answers[0]] * 5, request[:100]
     statuses = [int(answers[0].split()[1]) for answers in found.values()]

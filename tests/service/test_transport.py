@@ -10,7 +10,7 @@ from uvicorn.server import ServerState
 
 from service.body import received
 from service.errors import Problem, ServiceError, refused
-from service.heads import Heads
+from service.heads import Express, Heads
 from service.transport import ADDRESS_BYTES, HEAD_BYTES, Awaited, Limits, Protocol
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -58,12 +58,14 @@ class Written(asyncio.Transport):
 class Connection:
     """One to `app`, and a clock of its own. To be made in a loop."""
 
-    def __init__(self, app: Any, *, connections: int = 10, heads: Heads | None = None) -> None:
+    def __init__(
+        self, app: Any, *, connections: int = 10, heads: Heads | None = None, express: Express | None = None
+    ) -> None:
         self.late: list[Awaited] = []
         config = uvicorn.Config(
             app, http=Protocol, lifespan="off", log_config=None, access_log=False, server_header=False
         )
-        limits = Limits(SECONDS, connections, self.late.append, heads or Heads())
+        limits = Limits(SECONDS, connections, self.late.append, heads or Heads(), express)
         self.protocol, self.transport = Protocol(limits, config, ServerState(), {}), Written()
         self._now = 0.0
         self.protocol.connection_made(self.transport)
