@@ -72,7 +72,7 @@ class AttentivePairs(Part):
         if not e_NDK.shape[1]:
             return dot_1X[:, :1].expand(len(e_NDK), 1)
         first_NK, *others = fields_of(e_NDK)
-        dots_KX, *dots_of_others = dots_YX.split(e_NDK.shape[2]) if others else (dots_YX,)
+        dots_KX, *dots_of_others = torch.split(dots_YX, e_NDK.shape[2]) if others else (dots_YX,)
         scores = [torch.addmm(score_1X, self._hidden(first_NK, hidden_KH), self.h_HX)]
         dots = [torch.addmm(dot_1X, first_NK, dots_KX)]
         for e_NK, each_KX in zip(others, dots_of_others, strict=True):
