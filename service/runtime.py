@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, RuntimeRefused, buckets, explanation
+from bundle import EncodedRows, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
@@ -121,15 +121,14 @@ class Runtime:
         unknown = self.encoder.unknown(rows.ids)
         self._rows.inc(len(unknown))
         if unknown.any():
-            self._count_unknown(self.encoder, unknown.sum(axis=0))
+            self._count_unknown(dict(zip(self.schema.names, unknown.sum(axis=0).tolist(), strict=True)))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> dict[str, int]:
-        """The rows, by field, that are unknown in it; `unknown` [F] has as many for each field of the encoder."""
-        found = {field: rows for field, rows in zip(encoder.names, unknown.tolist(), strict=True) if rows}
-        for field, rows in found.items():
-            self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
-        return found
+    def _count_unknown(self, unknown: Mapping[str, int]) -> None:
+        """Count the rows, by field, that are unknown in it."""
+        for field, rows in unknown.items():
+            if rows:
+                self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -155,7 +154,7 @@ class Runtime:
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
-        return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
+        return _joined([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
     def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
@@ -165,24 +164,23 @@ class Runtime:
         return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
 
     def rank(
-        self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
+        self, context: EncodedRows, candidates: EncodedRows, *, unknown: Mapping[str, int] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, int]]:
         """Count the candidates as `count` does, and give their logits [B], with the one context computed once, and how
         many of them are unknown, by field.
 
-        `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
+        `unknown` says how many of the candidates are unknown, by field, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
         """
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        found = self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
-        if unknown is None:
-            unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
-        found |= self._count_unknown(ranking.of_candidate, unknown)
+        found = dict.fromkeys(ranking.of_context.count_unknown(context.ids), rows)
+        found |= ranking.of_candidate.count_unknown(candidates.ids) if unknown is None else unknown
+        self._count_unknown(found)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, self._candidates_per_run)
-        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts])), found
+        return _finite(_joined([self._run("rank_candidates", of_candidates, part) for part in parts])), found
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
@@ -302,6 +300,11 @@ def _parts(rows: EncodedRows, size: int) -> list[EncodedRows]:
         return [rows]
     starts = range(0, len(rows.ids), size)
     return [EncodedRows(rows.ids[at : at + size], rows.values[at : at + size]) for at in starts]
+
+
+def _joined(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The logits of all runs."""
+    return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 def _named(unknown: NDArray[np.bool_], names: tuple[str, ...]) -> list[tuple[str, ...]]:
