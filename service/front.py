@@ -1,8 +1,8 @@
 """The hot path: POST :predict, :rank, :explain and infer in raw ASGI, before FastAPI sees them.
 
 A prediction of few rows, as JSON or as tensors, is read on the event loop and scored by its version's batcher together
-with others. Whatever takes longer (a long or compressed body, many rows, a ranking, an explanation) has a worker thread
-to itself, so that /livez stays quick.
+with others; a ranking of few candidates is made there, too. Whatever takes longer (a long or compressed body, many rows
+or candidates, an explanation) has a worker thread to itself, so that /livez stays quick.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
-from service import body, errors, infer, scorer
+from service import body, errors, infer, ranker, scorer
 from service.admission import Gate, turn_away
 from service.batcher import Scored
 from service.body import Announced
@@ -24,7 +24,6 @@ from service.errors import BodyUnsupported, Overdue, Overloaded, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.metrics import Metrics
-from service.ranker import rank
 from service.recorder import Record
 from service.runtime import Request, Runtime, Verb, count_of
 from service.settings import Settings
@@ -71,8 +70,8 @@ class Front:
     def __init__(
         self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics, shadow: Shadow
     ) -> None:
-        self._catalog, self._settings, self._shadow = catalog, settings, shadow
-        self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
+        self._catalog, self._settings, self._shadow, self._sets = catalog, settings, shadow, sets
+        self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(ranker.rank, sets=sets)}
         self._turns = Turns()
         self._gate = Gate(settings, metrics, threads=self._turns.threads)
 
@@ -119,16 +118,36 @@ class Front:
         rows = pace.rows(len(raw))
         seconds = lane.enter(pace, len(raw), rows)
         try:
+            if verb == "rank" and not announced.coding and len(raw) <= INLINE_BYTES:
+                act, is_short = self._ranking(loaded, raw, record)
+            else:
+                act, is_short = lambda: self._act(loaded, raw, verb, announced, form, record), False
             reply = await self._turns.run(
-                lambda: self._act(loaded, raw, verb, announced, form, record),
+                act,
                 due=due,
                 receive=receive,
                 dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
+                is_short=is_short,
             )
         finally:
             lane.leave(pace, len(raw), rows, seconds, entered_at)
         pace.learn_rows(len(raw), reply.rows)
         return reply
+
+    def _ranking(self, loaded: Runtime, raw: bytes, record: Record) -> ranker.Work:
+        """A ranking of few candidates, read on the event loop: a short one then needs no thread."""
+        began = time.perf_counter()
+        work = ranker.read(loaded, raw, self._settings, sets=self._sets)
+        read_seconds = time.perf_counter() - began
+
+        def act() -> Reply:
+            started = time.perf_counter()
+            reply = work.act()
+            spans = Spans(began, read_seconds, started - began - read_seconds, time.perf_counter() - started)
+            record.spans = lambda: spans
+            return reply
+
+        return ranker.Work(act, work.is_short)
 
     def _act(self, loaded: Runtime, raw: bytes, verb: Verb, announced: Announced, form: Form, record: Record) -> Reply:
         """The answer to a request that has a thread to itself."""
