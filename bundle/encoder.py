@@ -1,6 +1,7 @@
 """The only encoder: raw rows or columns in, global ids and values out. Training and the service both call it."""
 
 import copy
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, TypeGuard
@@ -90,10 +91,11 @@ class Encoder:
             if len(lists) < len(columns):
                 return None
             found = chain.from_iterable(map(get, column) for get, column in zip(self._gets, lists, strict=True))
-            ids = np.fromiter(found, np.int64, count * len(lists))
+            ids = np.empty(count * len(lists), np.int64)
+            struct.pack_into(f"{len(ids)}q", ids.data, 0, *found)  # quicker than numpy takes them from an iterator
         except (InputError, TypeError, IndexError):
             return None
-        return ids.reshape(len(lists), count).T.copy()
+        return ids.reshape(count, 1) if len(lists) == 1 else ids.reshape(len(lists), count).T.copy()
 
     def check_names(self, rows: Sequence[Row]) -> None:
         """Raise InputError unless every row is a {field: raw value} of fields in `names`."""
@@ -122,7 +124,17 @@ class Encoder:
 
     def unknown(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[B, F]: whether any value of the field was not in its vocabulary."""
-        return np.asarray(np.logical_or.reduceat(ids == self._unknown_S, self._first_slots, axis=1))
+        hits: NDArray[np.bool_] = ids == self._unknown_S
+        if self._slots == len(self._first_slots):
+            return hits
+        return np.asarray(np.logical_or.reduceat(hits, self._first_slots, axis=1))
+
+    def count_unknown(self, ids: NDArray[np.int64]) -> dict[str, int]:
+        """How many rows hold a value of a field that is not in its vocabulary, of the fields that have such rows."""
+        if not (ids == self._unknown_S).any():
+            return {}
+        rows = self.unknown(ids).sum(axis=0).tolist()
+        return {name: count for name, count in zip(self.names, rows, strict=True) if count}
 
     def _refuse_name(self, names: Mapping[str, Any], *, instance: int | None) -> None:
         position, name = next((i, name) for i, name in enumerate(names) if name not in self.names)

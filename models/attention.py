@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from models.split import Part, Sides, pairs_across, pairs_within
+from models.split import Part, Sides, fields_of, joined, pairs_across, pairs_within
 
 
 class Attention(nn.Module):
@@ -36,6 +37,8 @@ class AttentivePairs(Part):
 
     All pairs of the context collapse into one: its score is the logarithm of their Σ exp, its dot their mean weighted
     by attention. For a pair with the candidate, Wᵀ(e_c ⊙ e_d) = (diag(e_c) W)ᵀ e_d: one matrix for all fields c.
+
+    The collapsed pair comes first, X = 1 + C: as the bias of a product whose matrix has zeros there, it costs nothing.
     """
 
     state = ("score", "dot", "hidden", "dots")
@@ -48,25 +51,41 @@ class AttentivePairs(Part):
         met = len(sides.context)
         h_A1 = (attention.h / attention.temperature).detach()
         self.b = nn.Buffer(attention.b.detach().repeat(met), persistent=False)  # [C·A]
-        self.h = nn.Buffer(torch.kron(torch.eye(met).to(h_A1), h_A1), persistent=False)  # [C·A, C]
+        h_HC = torch.kron(torch.eye(met).to(h_A1), h_A1)  # H = C·A
+        self.h_HX = nn.Buffer(functional.pad(h_HC, (1, 0)), persistent=False)
 
     def context(self, first_1C: Tensor, e_1CK: Tensor) -> tuple[Tensor, ...]:
         score_11, dot_11 = self._collapsed(e_1CK)
         e_CK = e_1CK.squeeze(0)
         hidden_KCA = e_CK.T.unsqueeze(2) * self.attention.W.unsqueeze(1)
-        return score_11, dot_11, hidden_KCA.flatten(1), (self.F_DCK * e_CK).mT
+        dots_YC = (self.F_DCK * e_CK).mT.flatten(0, 1)  # Y = D·K
+        of_context, before = (0, len(e_CK)), (1, 0)
+        return (
+            functional.pad(score_11, of_context),
+            functional.pad(dot_11, of_context),
+            hidden_KCA.flatten(1),
+            functional.pad(dots_YC, before),
+        )
 
     def candidates(self, first_ND: Tensor, e_NDK: Tensor, state: Sequence[Tensor]) -> Tensor:
-        score_11, dot_11, hidden_KX, dots_DKC = state
-        scores, dots = [score_11.expand(len(e_NDK), 1)], [dot_11.expand(len(e_NDK), 1)]
-        for e_NK, dots_KC in zip(e_NDK.unbind(1), dots_DKC.unbind(0), strict=True):
-            scores.append(torch.addmm(self.b, e_NK, hidden_KX).relu() @ self.h)
-            dots.append(e_NK @ dots_KC)
-        if e_NDK.shape[1] > 1:
+        score_1X, dot_1X, hidden_KH, dots_YX = state
+        if not e_NDK.shape[1]:
+            return dot_1X[:, :1].expand(len(e_NDK), 1)
+        first_NK, *others = fields_of(e_NDK)
+        dots_KX, *dots_of_others = torch.split(dots_YX, e_NDK.shape[2]) if others else (dots_YX,)
+        scores = [torch.addmm(score_1X, self._hidden(first_NK, hidden_KH), self.h_HX)]
+        dots = [torch.addmm(dot_1X, first_NK, dots_KX)]
+        for e_NK, each_KX in zip(others, dots_of_others, strict=True):
+            scores.append(self._hidden(e_NK, hidden_KH) @ self.h_HX[:, 1:])
+            dots.append(e_NK @ each_KX[:, 1:])
+        if others:
             products_NPK, dots_NP = self.within[1](e_NDK)
             scores.append(self.attention.scores(products_NPK))
             dots.append(dots_NP)
-        return (torch.cat(scores, 1).softmax(1) * torch.cat(dots, 1)).sum(1, keepdim=True)
+        return (joined(scores).softmax(1) * joined(dots)).sum(1, keepdim=True)
+
+    def _hidden(self, e_NK: Tensor, hidden_KH: Tensor) -> Tensor:
+        return torch.addmm(self.b, e_NK, hidden_KH).relu()
 
     def _collapsed(self, e_1CK: Tensor) -> tuple[Tensor, Tensor]:
         """Score and dot of the one pair that stands for all of the context's; without any its attention is 0."""

@@ -21,7 +21,7 @@ from models.config import FactorConfig, require_dropout, require_widths
 from models.dropout import Dropout
 from models.interactions import FactorModel
 from models.mlp import mlp, opened
-from models.split import Part, Sides, Split, SplitLinear, pair_sum, sum_fields
+from models.split import Part, Sides, Split, SplitLinear, pair_sum
 
 
 class IFM(FactorModel):
@@ -101,7 +101,7 @@ class ScaledTerms(Part):
 
     def __init__(self, bias: Tensor, fen: FactorEstimatingNetwork, sides: Sides) -> None:
         super().__init__()
-        self.bias = nn.Buffer(bias.detach(), persistent=False)
+        self.bias_11 = nn.Buffer(bias.detach().view(1, 1), persistent=False)
         self.fields, self.of_context = fen.fields, len(sides.context)
         first, self.rest = opened(fen.mlp, fen.P[:, [*sides.context, *sides.candidate]])
         self.first = SplitLinear(first, fen.fields, sides)
@@ -114,10 +114,11 @@ class ScaledTerms(Part):
         first_1C, constant_1H, e_KC, products_CC = state
         factor_NF = self.fields * self.rest(self.first.candidates(e_NDK, constant_1H)).softmax(1)
         m_NC, m_ND = factor_NF.tensor_split([self.of_context], 1)
-        scaled_NDK = e_NDK * m_ND.unsqueeze(2)
-        of_context_NC = torch.addmm(first_1C, m_NC, products_CC) + sum_fields(scaled_NDK) @ e_KC
-        terms_N1 = (m_NC * of_context_NC).sum(1, keepdim=True) + (m_ND * first_ND).sum(1, keepdim=True)
-        logits_N1: Tensor = terms_N1 + self.bias
+        own_N1 = (m_NC * torch.addmm(first_1C, m_NC, products_CC)).sum(1, keepdim=True)
+        # The vectors stay as they are: their products are fewer numbers to scale.
+        met_ND = (m_NC.unsqueeze(1) * (e_NDK @ e_KC)).sum(2)
+        terms_N1 = own_N1 + (m_ND * (first_ND + met_ND)).sum(1, keepdim=True)
+        logits_N1: Tensor = terms_N1 + self.bias_11
         if e_NDK.shape[1] > 1:
-            logits_N1 = logits_N1 + pair_sum(scaled_NDK).sum(1, keepdim=True)
+            logits_N1 = logits_N1 + pair_sum(e_NDK * m_ND.unsqueeze(2)).sum(1, keepdim=True)
         return logits_N1

@@ -115,7 +115,7 @@ class FirstOrder(Part):
 
     def candidates(self, first_ND: Tensor, e_NDK: Tensor, state: Sequence[Tensor]) -> Tensor:
         (constant_11,) = state
-        return sum_fields(first_ND.unsqueeze(2)) + constant_11
+        return (first_ND if first_ND.shape[1] == 1 else sum_fields(first_ND.unsqueeze(2))) + constant_11
 
 
 class Pairs(Part):
@@ -182,11 +182,21 @@ def pair_sum(e_BFK: Tensor) -> Tensor:
     return pairs_BK
 
 
+def fields_of(vectors_BFK: Tensor) -> tuple[Tensor, ...]:
+    """The vectors of each field, [B, K]. Of one field they are the same numbers: onnxruntime would copy a part."""
+    return (vectors_BFK.squeeze(1),) if vectors_BFK.shape[1] == 1 else vectors_BFK.unbind(1)
+
+
+def joined(blocks: Sequence[Tensor]) -> Tensor:
+    """The columns of all blocks, [N, …]."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), 1)
+
+
 def sum_fields(vectors_BFK: Tensor) -> Tensor:
     """Σ over the fields, [B, K]."""
     if not 0 < vectors_BFK.shape[1] <= FEW:
         return vectors_BFK.sum(1)
-    first_BK, *others = vectors_BFK.unbind(1)
+    first_BK, *others = fields_of(vectors_BFK)
     return sum(others, start=first_BK)
 
 

@@ -9,9 +9,6 @@ from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bundle import EncodedRows, Encoder, InputError
 from service.catalog import Catalog
 from service.control import DropSet, PutSet
@@ -29,13 +26,13 @@ class Encoded(NamedTuple):
     """What one version makes of a set.
 
     `rows` hold the slots of the fields of `encoder`: those of a ranking's candidates where the set has no others, else
-    those the set has. `unknown` counts, for each of them, the rows whose value is not in the vocabulary. `fields` are
-    the ones that the set has.
+    those the set has. `unknown` counts, for the fields that have such rows, those whose value is not in the vocabulary.
+    `fields` are the ones that the set has.
     """
 
     encoder: Encoder
     rows: EncodedRows
-    unknown: NDArray[np.int64]
+    unknown: Mapping[str, int]
     fields: tuple[str, ...]
 
     @property
@@ -193,4 +190,4 @@ def encode(loaded: Runtime, table: Table) -> Encoded:
     else:
         encoder = loaded.encoder.only(fields) if fields else loaded.encoder
     rows = encoder.encode([table.columns[position] for position in encoder.positions], table.length)
-    return Encoded(encoder, rows, encoder.unknown(rows.ids).sum(axis=0), fields)
+    return Encoded(encoder, rows, encoder.count_unknown(rows.ids), fields)

@@ -1,8 +1,8 @@
 """The hot path: POST :predict, :rank, :explain and infer in raw ASGI, before FastAPI sees them.
 
 A prediction of few rows, as JSON or as tensors, is read on the event loop and scored by its version's batcher together
-with others. Whatever takes longer (a long or compressed body, many rows, a ranking, an explanation) has a worker thread
-to itself, so that /livez stays quick.
+with others; a ranking of few candidates is made there, too. Whatever takes longer (a long or compressed body, many rows
+or candidates, an explanation) has a worker thread to itself, so that /livez stays quick.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from bundle import InputError
-from service import body, errors, infer, scorer
+from service import body, errors, infer, ranker, scorer
 from service.admission import Gate, turn_away
 from service.batcher import Scored, Waiting
 from service.body import Announced
@@ -25,7 +25,7 @@ from service.errors import BodyUnsupported, Overdue, Overloaded, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.metrics import Metrics
-from service.ranker import rank
+from service.recorder import Record
 from service.runtime import Runtime, Verb, count_of
 from service.scoring import Form, Order, Scoring
 from service.settings import Settings
@@ -65,8 +65,8 @@ class Front:
     def __init__(
         self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics, shadow: Shadow
     ) -> None:
-        self._catalog, self._settings, self._shadow = catalog, settings, shadow
-        self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(rank, sets=sets)}
+        self._catalog, self._settings, self._shadow, self._sets = catalog, settings, shadow, sets
+        self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(ranker.rank, sets=sets)}
         self._turns = Turns()
         self._gate = Gate(settings, metrics, threads=self._turns.threads)
 
@@ -157,16 +157,36 @@ class Front:
         rows = pace.rows(len(raw))
         seconds = lane.enter(pace, len(raw), rows)
         try:
+            if verb == "rank" and not announced.coding and len(raw) <= INLINE_BYTES:
+                act, is_short = self._ranking(loaded, raw, record)
+            else:
+                act, is_short = lambda: self._act(order, form, raw), False
             reply = await self._turns.run(
-                lambda: self._act(order, form, raw),
+                act,
                 due=order.due,
                 receive=receive,
                 dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
+                is_short=is_short,
             )
         finally:
             lane.leave(pace, len(raw), rows, seconds, entered_at)
         pace.learn_rows(len(raw), reply.rows)
         return reply
+
+    def _ranking(self, loaded: Runtime, raw: bytes, record: Record) -> ranker.Work:
+        """A ranking of few candidates, read on the event loop: a short one then needs no thread."""
+        began = time.perf_counter()
+        work = ranker.read(loaded, raw, self._settings, sets=self._sets)
+        read_seconds = time.perf_counter() - began
+
+        def act() -> Reply:
+            started = time.perf_counter()
+            reply = work.act()
+            spans = Spans(began, read_seconds, started - began - read_seconds, time.perf_counter() - started)
+            record.spans = lambda: spans
+            return reply
+
+        return ranker.Work(act, work.is_short)
 
     def _act(self, order: Order, form: Form, raw: bytes) -> Reply:
         """The answer to a request that has a thread to itself."""

@@ -1,6 +1,7 @@
 """rank: one context and many candidates in, the best candidates out."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import EncodedRows, Encoder, InputError
-from service.candidates import CandidateSets, Encoded
+from service.candidates import CandidateSet, CandidateSets, Encoded
+from service.decoder import RankAsked
 from service.errors import of_context
 from service.messages import Reply, check_count
 from service.runtime import Runtime
@@ -18,6 +20,7 @@ from service.tables import Table, check_apart, present
 
 Logits = NDArray[np.float32]
 Path = Literal["split", "flat"]
+Sides = tuple[Table, Table]  # the context's columns and the candidates'
 
 
 class Scored(NamedTuple):
@@ -28,19 +31,52 @@ class Scored(NamedTuple):
     unknown: dict[str, int]
 
 
+class Work(NamedTuple):
+    """A ranking that was read. `act` makes the answer; where it `is_short`, it may do so on the event loop."""
+
+    act: Callable[[], Reply]
+    is_short: bool
+
+
 def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Reply:
     """The answer to one request, as `messages.RankAnswer` describes it."""
+    return read(loaded, raw, settings, sets=sets).act()
+
+
+def read(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Work:
+    """The request, and how long it will take: short are few candidates that are not explained, on the split path."""
     asked = loaded.decoder.rank(raw, limit=settings.max_candidates)
     if asked.explain is not None:
         check_count(asked.explain, limit=settings.max_rows, key="explain")
-    given = asked.candidates
-    among = sets.find(loaded.manifest.name, given) if isinstance(given, str) else given
-    if isinstance(among, Table):
-        path, logits, unknown = _scored(loaded, asked.context, among)
-        fields = present(loaded.schema.names, among)
-    else:
-        fields = among.of(loaded).fields
-        path, logits, unknown = _scored_set(loaded, asked.context, among.of(loaded))
+    among = asked.candidates
+    if isinstance(among, str):  # it may have to be encoded yet
+        return Work(partial(_rank_set, loaded, asked, sets.find(loaded.manifest.name, among), settings), False)
+    sides = _sides(loaded, asked.context, among)
+    answered = min(asked.top_k or settings.top_k, among.length)  # costs about as much as a candidate
+    is_short = sides is not None and asked.explain is None and among.length + answered <= loaded.short_candidates
+    return Work(partial(_rank_table, loaded, asked, among, sides, settings), is_short)
+
+
+def _rank_table(loaded: Runtime, asked: RankAsked, among: Table, sides: Sides | None, settings: Settings) -> Reply:
+    scored = _split(loaded, *sides) if sides else _flat(loaded, _encode_whole(loaded, asked.context, among))
+    return _answer(loaded, asked, scored, lambda: present(loaded.schema.names, among), lambda: among, settings)
+
+
+def _rank_set(loaded: Runtime, asked: RankAsked, among: CandidateSet, settings: Settings) -> Reply:
+    kept = among.of(loaded)
+    scored = _scored_set(loaded, asked.context, kept)
+    return _answer(loaded, asked, scored, lambda: kept.fields, lambda: among.raw(loaded), settings)
+
+
+def _answer(
+    loaded: Runtime,
+    asked: RankAsked,
+    scored: Scored,
+    fields: Callable[[], Collection[str]],
+    candidates: Callable[[], Table],
+    settings: Settings,
+) -> Reply:
+    path, logits, unknown = scored
     loaded.count_request("rank", len(logits))
     at = best(logits, asked.top_k or settings.top_k)
     scores = loaded.manifest.predictions(logits[at])
@@ -48,10 +84,9 @@ def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
     said = {**loaded.identity, "ranked": ranked, "path": path}
     said["unknown"] = [{"field": name, "candidates": unknown[name]} for name in loaded.schema.names if name in unknown]
     if path == "flat" and loaded.ranking:
-        said["misplaced"] = _misplaced(loaded, asked.context, fields)
+        said["misplaced"] = _misplaced(loaded, asked.context, fields())
     if asked.explain is not None:
-        candidates = among if isinstance(among, Table) else among.raw(loaded)
-        chosen = _whole(asked.context, candidates, at[: asked.explain].tolist())
+        chosen = _whole(asked.context, candidates(), at[: asked.explain].tolist())
         explained = loaded.explain(chosen.rows(loaded.schema.names), loaded.encode(chosen), top_k=settings.top_k)
         said["explanations"] = [each.as_json() for each in explained]
     return Reply(msgspec.json.encode(said), rows=len(logits))
@@ -69,16 +104,21 @@ def best(logits: Logits, count: int) -> NDArray[np.int64]:
     return among[np.argsort(-logits[among], kind="stable")[:count]]
 
 
-def _scored(loaded: Runtime, context: Table, candidates: Table) -> Scored:
-    """With the context computed once, where every field is on the side that the schema gives it; else whole rows."""
+def _sides(loaded: Runtime, context: Table, candidates: Table) -> Sides | None:
+    """The columns of each side; None where not every field is on the side that the schema gives it."""
     ranking = loaded.ranking
-    if ranking is not None:
-        one, many = _side(context, ranking.of_context), _side(candidates, ranking.of_candidate)
-        if one is not None and many is not None:
-            rows = ranking.of_candidate.encode(many.columns, many.length)
-            return Scored("split", *loaded.rank(_encode_context(ranking.of_context, one), rows))
-    whole = _encode_whole(loaded, context, candidates)
-    return _flat(loaded, whole)
+    if ranking is None:
+        return None
+    one, many = _side(context, ranking.of_context), _side(candidates, ranking.of_candidate)
+    return None if one is None or many is None else (one, many)
+
+
+def _split(loaded: Runtime, one: Table, many: Table) -> Scored:
+    """With the context computed once."""
+    ranking = loaded.ranking
+    assert ranking is not None
+    rows = ranking.of_candidate.encode(many.columns, many.length)
+    return Scored("split", *loaded.rank(_encode_context(ranking.of_context, one), rows))
 
 
 def _scored_set(loaded: Runtime, context: Table, kept: Encoded) -> Scored:

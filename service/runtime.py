@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bundle
-from bundle import EncodedRows, Encoder, Predictor, RuntimeRefused, buckets, explanation
+from bundle import EncodedRows, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
+from bundle.ranking import Ranking
 from bundle.rows import Row
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
@@ -35,7 +36,7 @@ ROWS_PER_RUN: Final = (32, 64, 128, 256)  # to choose from: with more, the pairs
 GPU_ROWS_PER_RUN: Final = (256, 1024, 4096, 16384)
 GRAPH_SECONDS: Final = SHORT_SECONDS / 4  # a batch in the graph, warm: amid requests it takes twice as long
 EXPLAINED_PER_RUN: Final = 128
-CANDIDATES_PER_RUN: Final = 512  # a candidate whose context is known needs a fraction of a row's memory
+CANDIDATES_PER_RUN: Final = 1024  # a candidate whose context is known needs a fraction of a row's memory
 WARM_RUNS: Final = 3  # of each bucket of a GPU: the first ones allocate, a CUDA graph is recorded after them
 CLOSE: Final = 1.05  # a cost of one row that is next to the least
 REPEATS: Final = 5  # of each measurement; the quickest counts
@@ -54,7 +55,8 @@ class Runtime:
 
     `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
     that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
-    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads.
+    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads. A ranking of
+    `short_candidates` at most may hold up the event loop.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics, longest: int = LONGEST) -> None:
@@ -83,6 +85,7 @@ class Runtime:
         seconds = _measured(predictor, GPU_ROWS_PER_RUN if on_gpu else ROWS_PER_RUN, clock)
         self.rows_per_run = best_rows(seconds)
         self._candidates_per_run = self.rows_per_run if on_gpu else CANDIDATES_PER_RUN
+        self.short_candidates = 0 if on_gpu or not self.ranking else _short_candidates(predictor, self.ranking, clock)
         if on_gpu:
             _warm(predictor, self.rows_per_run)
         share = 1 if on_gpu else GRAPH_SECONDS / seconds[self.rows_per_run]
@@ -121,15 +124,14 @@ class Runtime:
         unknown = self.encoder.unknown(rows.ids)
         self._rows.inc(len(unknown))
         if unknown.any():
-            self._count_unknown(self.encoder, unknown.sum(axis=0))
+            self._count_unknown(dict(zip(self.schema.names, unknown.sum(axis=0).tolist(), strict=True)))
         return unknown
 
-    def _count_unknown(self, encoder: Encoder, unknown: NDArray[np.int64]) -> dict[str, int]:
-        """The rows, by field, that are unknown in it; `unknown` [F] has as many for each field of the encoder."""
-        found = {field: rows for field, rows in zip(encoder.names, unknown.tolist(), strict=True) if rows}
-        for field, rows in found.items():
-            self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
-        return found
+    def _count_unknown(self, unknown: Mapping[str, int]) -> None:
+        """Count the rows, by field, that are unknown in it."""
+        for field, rows in unknown.items():
+            if rows:
+                self._metrics.unknown_values.labels(self.manifest.name, field).inc(rows)
 
     def score(self, rows: EncodedRows) -> Scored:
         """Logits, predictions and the names of unknown fields, for every row."""
@@ -155,7 +157,7 @@ class Runtime:
 
     def logits(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The score graph's logits [B]. Raises ArithmeticError where one is not finite."""
-        return np.concatenate([self._score(part) for part in _parts(rows, self.rows_per_run)])
+        return _joined([self._score(part) for part in _parts(rows, self.rows_per_run)])
 
     def logits_aside(self, rows: EncodedRows) -> NDArray[np.float32]:
         """The same logits, to be compared and not served: nothing is counted, and no failure is this version's.
@@ -165,24 +167,23 @@ class Runtime:
         return _finite(np.concatenate([self.predictor.logits(part) for part in _parts(rows, self.rows_per_run)]))
 
     def rank(
-        self, context: EncodedRows, candidates: EncodedRows, *, unknown: NDArray[np.int64] | None = None
+        self, context: EncodedRows, candidates: EncodedRows, *, unknown: Mapping[str, int] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, int]]:
         """Count the candidates as `count` does, and give their logits [B], with the one context computed once, and how
         many of them are unknown, by field.
 
-        `unknown` [F] is how many of the candidates are unknown in each of their fields, where that is known already.
+        `unknown` says how many of the candidates are unknown, by field, where that is known already.
         Only where there is a `ranking`, which has the encoders of the two sides. Raises ArithmeticError as `logits`.
         """
         ranking, rows = self.ranking, len(candidates.ids)
         assert ranking is not None
         self._rows.inc(rows)
-        found = self._count_unknown(ranking.of_context, ranking.of_context.unknown(context.ids).sum(axis=0) * rows)
-        if unknown is None:
-            unknown = ranking.of_candidate.unknown(candidates.ids).sum(axis=0)
-        found |= self._count_unknown(ranking.of_candidate, unknown)
+        found = dict.fromkeys(ranking.of_context.count_unknown(context.ids), rows)
+        found |= ranking.of_candidate.count_unknown(candidates.ids) if unknown is None else unknown
+        self._count_unknown(found)
         of_candidates = partial(ranking.logits, self._run("rank_context", ranking.state, context))
         parts = _parts(candidates, self._candidates_per_run)
-        return _finite(np.concatenate([self._run("rank_candidates", of_candidates, part) for part in parts])), found
+        return _finite(_joined([self._run("rank_candidates", of_candidates, part) for part in parts])), found
 
     def explain(self, raw: Sequence[Row], rows: EncodedRows, *, top_k: int) -> list[RowExplanation]:
         """One explanation a row, with its `top_k` strongest pairs; `raw` are the rows before they were encoded."""
@@ -283,6 +284,20 @@ def _measured(predictor: Predictor, sizes: Sequence[int], clock: Callable[[], fl
     return seconds
 
 
+def _short_candidates(predictor: Predictor, ranking: Ranking, clock: Callable[[], float]) -> int:
+    """How many candidates are encoded and scored here in half of SHORT_SECONDS, warm: amid requests it is all of it."""
+    rows, of_candidate = _golden(predictor, CANDIDATES_PER_RUN), ranking.of_candidate
+    columns = [[row.get(name) for row in rows] for name in of_candidate.names]
+    one = {name: predictor.bundle.golden_rows[0].get(name) for name in ranking.of_context.names}
+    context = ranking.of_context.rows([one])
+
+    def run() -> None:
+        ranking.logits(ranking.state(context), of_candidate.encode(columns, len(rows)))
+
+    seconds = min(timeit.repeat(run, timer=clock, number=1, repeat=REPEATS))
+    return int(len(rows) * SHORT_SECONDS / 2 / seconds)
+
+
 def _warm(predictor: Predictor, most: int) -> None:
     """Run every bucket of the score graph up to `most` rows, so that no request waits for buffers or engines."""
     for rows in buckets.sizes(most):
@@ -302,6 +317,11 @@ def _parts(rows: EncodedRows, size: int) -> list[EncodedRows]:
         return [rows]
     starts = range(0, len(rows.ids), size)
     return [EncodedRows(rows.ids[at : at + size], rows.values[at : at + size]) for at in starts]
+
+
+def _joined(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The logits of all runs."""
+    return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 def _named(unknown: NDArray[np.bool_], names: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -1,10 +1,13 @@
-"""Work in threads: a thread for each core at most, and a turn for whoever still waits for it."""
+"""Work in threads: a thread for each core at most, and a turn for whoever still waits for it. What is short has no
+thread, which would cost more than it frees, but a turn of the event loop.
+"""
 
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
@@ -15,6 +18,9 @@ from service.errors import Overdue
 T = TypeVar("T")
 Dropped = Literal["deadline", "gone"]
 
+TURN_SECONDS: Final = 1e-3  # of short work that may begin in one turn of the event loop
+LONG_QUEUE: Final = 100  # who waits behind so many may leave before
+
 
 class Turns:
     """Threads that requests take in the order in which they came. To be called on the event loop only."""
@@ -23,13 +29,24 @@ class Turns:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.threads = cores or 1  # more of them would only take turns
         self._free, self._limiter = asyncio.Semaphore(self.threads), CapacityLimiter(self.threads)
+        self._loop = _LoopTurns()
 
     async def run(
-        self, act: Callable[[], T], *, due: float, receive: Receive, dropped: Callable[[Dropped], object]
+        self,
+        act: Callable[[], T],
+        *,
+        due: float,
+        receive: Receive,
+        dropped: Callable[[Dropped], object],
+        is_short: bool = False,
     ) -> T:
-        """What `act` returns. It is not called where no thread is free by `due` (of time.perf_counter; raises Overdue),
-        nor once the client has left (raises ClientDisconnect); `dropped` is told which of the two."""
+        """What `act` returns. It is not called where its turn has not come by `due` (of time.perf_counter; raises
+        Overdue), nor once the client has left (raises ClientDisconnect); `dropped` is told which of the two. What
+        `is_short`, about TURN_SECONDS at most, is called on the event loop."""
         try:
+            if is_short:
+                await self._loop.wait(due, receive)
+                return act()
             return await self._run(act, due, receive)
         except Overdue:
             dropped("deadline")
@@ -62,6 +79,40 @@ class Turns:
             if isinstance(error, TimeoutError):
                 raise Overdue("the request waited too long for its turn") from None
             raise
+
+
+class _LoopTurns:
+    """Has short work begin while the event loop's turn is young, and lets all that is waiting have its say between."""
+
+    def __init__(self) -> None:
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._began: float | None = None  # the work of this turn; None where there was none
+
+    async def wait(self, due: float, receive: Receive) -> None:
+        """Return when it is time to begin. Raises Overdue and ClientDisconnect."""
+        now = time.perf_counter()
+        if self._began is None:
+            self._began = now
+            asyncio.get_running_loop().call_soon(self._turn)
+        elif self._queue or now - self._began > TURN_SECONDS:
+            is_long = len(self._queue) >= LONG_QUEUE
+            place = asyncio.get_running_loop().create_future()
+            self._queue.append(place)
+            await (unless_gone(place, receive) if is_long else place)
+            now = time.perf_counter()
+        if now > due:
+            raise Overdue("the request waited too long for its turn")
+
+    def _turn(self) -> None:
+        """The next turn is for the one that has waited longest, and for those who come then."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():  # else it was cancelled
+                place.set_result(None)
+                self._began = time.perf_counter()
+                asyncio.get_running_loop().call_soon(self._turn)
+                return
+        self._began = None
 
 
 async def unless_gone(waiting: asyncio.Future[T], receive: Receive) -> T:

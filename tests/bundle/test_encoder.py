@@ -211,6 +211,14 @@ def test_unknown_flags_any_value_that_is_not_in_the_vocabulary() -> None:
     ]
 
 
+def test_rows_with_unknown_values_are_counted_by_field() -> None:
+    rows: list[dict[str, Any]] = [{"user": "u8", "tags": ["old", "older"]}, {"user": "u9", "tags": ["fun"]}, {}]
+    assert ENCODER.count_unknown(ENCODER.rows(rows).ids) == {"user": 2, "tags": 1}
+    assert ENCODER.count_unknown(ENCODER.rows(rows[2:]).ids) == {}
+    users = ENCODER.only(["user"])
+    assert users.count_unknown(users.columns({"user": ["u1", "u9", None]}).ids) == {"user": 1}
+
+
 SECRET = "secret"
 
 
