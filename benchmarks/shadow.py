@@ -7,8 +7,9 @@
 One worker on the first core, the load on the last. Two versions of an nfm of ten fields, K = 64, random weights; the
 older one is stable, the other the shadow of every request. The peak is a closed loop's, without a shadow; then one
 open loop at half of it, during which the shadow is switched on and off by turns (off on on off). The first moments of a
-turn are left out, and so are the answers during which the load itself waited for its core, unless those are most. What
-is left is pooled by state: the bar is on the ratio of the two p99s, and is met where its whole interval is at most 1.1.
+turn are left out, and so are the answers during which the load itself waited for its core; where those are most, all
+count, and nothing can be met. What is left is pooled by state: the bar is on the ratio of the two p99s, and is met
+where its whole interval is at most 1.1.
 """
 
 import argparse
@@ -121,8 +122,11 @@ def _measure(server: Server, asked: Request, options: argparse.Namespace) -> int
         ("p99", p99 := pooled.quantiles(with_.seconds, without.seconds, 0.99)),
     ):
         print(f"{name} with over without: {ratio}")
-    print(f"bar {BAR} for p99: {p99.verdict(BAR)}")
-    return 0 if p99.verdict(BAR) == "met" else 1
+    verdict = p99.verdict(BAR)
+    if verdict == "met" and run.counted is not run.seen:  # such a p99 tells of the machine
+        verdict = "not shown: others use the load's core"
+    print(f"bar {BAR} for p99: {verdict}")
+    return 0 if verdict == "met" else 1
 
 
 class _Run(NamedTuple):
