@@ -13,9 +13,12 @@ COPY bundle bundle
 COPY service service
 RUN pip --python /opt/factorlens install --no-cache-dir --no-deps --no-build-isolation . \
     && pip --python /opt/factorlens uninstall --yes setuptools
+# A volume that is mounted on it, and is new, takes its owner and mode.
+RUN install -d -m 700 /var/lib/factorlens/state
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/factorlens /opt/factorlens
+COPY --from=build --chown=10001:10001 /var/lib/factorlens /var/lib/factorlens
 ENV PATH=/opt/factorlens/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

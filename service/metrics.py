@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from bundle import device
 from service.differences import Differences
+from service.outcomes import Outcomes
 from service.versioned import Versioned
 
 SECONDS = tuple(ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000))
@@ -130,12 +131,11 @@ class Metrics:
         )
         for stage in ("head", "body", "answer"):
             self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
-        self.shadow = Counter(
+        self.shadow = Outcomes(
             "factorlens_shadow_total",
             "Requests for a shadow to score once more; outcome is scored, dropped, refused or failed",
-            ("model", "outcome"),
-            registry=self.registry,
         )
+        self.registry.register(self.shadow)
         self.shadow_difference = Differences(
             "factorlens_shadow_difference",
             "Distance between the logits of the shadow and of the stable version, of every row",
@@ -162,8 +162,7 @@ class Metrics:
             self.refusals[model, reason] = self.refused.labels(model, reason)
         for reason in ("deadline", "gone"):
             self.dropped_rows.labels(model, reason)
-        for outcome in ("scored", "dropped", "refused", "failed"):
-            self.shadow.labels(model, outcome)
+        self.shadow.serves(model)
         self.shadow_difference.observe(model, ())
         for outcome in ("same", "differs", "failed"):
             self.replays.labels(model, outcome)

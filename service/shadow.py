@@ -1,6 +1,7 @@
 """Shadow scoring: what the stable version has answered is scored once more by another one, and the logits compared.
 
-It happens in one thread that rests most of the time, so that answers hardly feel it; what comes while it is busy is
+It happens in one thread that rests nearly all the time, so that answers do not feel it: an answer that comes while it
+works may wait for it, and those must be few beside the slowest hundredth. What comes while it has enough to do is
 dropped. Nothing that goes wrong in here reaches an answer.
 """
 
@@ -10,11 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
-from prometheus_client import Counter
 
 from bundle import InputError
 from bundle.store import SCHEMA, VOCABULARY
@@ -24,6 +24,7 @@ from service.body import Announced
 from service.errors import ServiceError
 from service.messages import Reply
 from service.metrics import Metrics
+from service.outcomes import Look
 from service.runtime import Request, Runtime
 from service.settings import Settings
 from service.signature import IDS
@@ -31,11 +32,11 @@ from service.tensors import Asked
 
 WAITING: Final = 16  # requests that may wait
 WAITING_BYTES: Final = 2**20  # that their bodies may have together
-REST: Final = 99.0  # times as long as it has worked: it has the interpreter for a hundredth of the time at most
+REST: Final = 499.0  # times as long as it has worked: it has the interpreter for a 500th of the time at most
+LONGEST_REST: Final = 60.0  # seconds; what takes so long that this is less was stopped, or waited for others
 
 Read = Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
 Answer = Callable[[Runtime, Scored, Any], Reply]
-Outcome = Literal["scored", "dropped", "refused", "failed"]
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +56,20 @@ class Shadow:
     """Takes samples on any thread, and compares them on its own."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._settings, self._metrics = settings, metrics
+        self._settings, self._difference, self._tallies = settings, metrics.shadow_difference, metrics.shadow.tallies
         self._samples: deque[_Sample] = deque()
         self._bytes = 0
         self._is_working = False
         self._lock = Lock()
         self._closed = Event()
         self._runner = ThreadPoolExecutor(1, "shadow")  # its thread starts with the first sample
-        self._counters: dict[tuple[str, Outcome], Counter] = {}
         self._reported: WeakSet[Runtime] = WeakSet()
 
     def after(self, answer: Answer, read: Read, shadow: Runtime, raw: bytes, announced: Announced) -> Answer:
-        """The same answer, after which the request is left to be scored by `shadow`, where there is room for it."""
+        """The same answer, after which the request is left to be scored by `shadow`, where there is room for it. To be
+        called on the event loop only."""
         if len(self._samples) >= WAITING:  # as most find it: then all else would be for nothing
-            self._count(shadow, "dropped")
+            self._tallies[shadow.manifest.name].passed += 1
             return answer
 
         def answered(stable: Runtime, scored: Scored, asked: Any) -> Reply:
@@ -92,11 +93,11 @@ class Shadow:
                 if taken:
                     self._samples.append(sample)
                     self._bytes += len(sample.raw)
+                else:
+                    self._tallies[sample.shadow.manifest.name].crowded += 1
                 begins, self._is_working = taken and not self._is_working, taken or self._is_working
             if begins:
                 self._runner.submit(self._work)
-            if not taken:
-                self._count(sample.shadow, "dropped")
         except Exception:
             log.exception("failed", extra={"facts": {"shadow": sample.shadow.manifest.version}})
 
@@ -107,8 +108,9 @@ class Shadow:
     def _work(self) -> None:
         while sample := self._next():
             started = time.perf_counter()
-            self._count(sample.shadow, self._compare(sample))
-            self._closed.wait(REST * (time.perf_counter() - started))
+            outcome = self._compare(sample)
+            self._tallies[sample.shadow.manifest.name].looks[outcome] += 1
+            self._closed.wait(min(REST * (time.perf_counter() - started), LONGEST_REST))
 
     def _next(self) -> _Sample | None:
         with self._lock:
@@ -119,7 +121,7 @@ class Shadow:
             self._bytes -= len(sample.raw)
             return sample
 
-    def _compare(self, sample: _Sample) -> Outcome:
+    def _compare(self, sample: _Sample) -> Look:
         model = sample.shadow.manifest.name
         try:
             logits = self._logits(sample)
@@ -131,7 +133,7 @@ class Shadow:
                 facts = {"model": model, "shadow": sample.shadow.manifest.version}
                 log.exception("shadow failed", extra={"facts": facts})
             return "failed"
-        self._metrics.shadow_difference.observe(model, np.abs(logits - np.array(sample.logits)))
+        self._difference.observe(model, np.abs(logits - np.array(sample.logits)))
         return "scored"
 
     def _logits(self, sample: _Sample) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -142,12 +144,6 @@ class Shadow:
         if isinstance(asked, Asked) and IDS in asked.inputs and not _share_ids(sample.stable, sample.shadow):
             raise InputError(expected="raw values, where the versions' ids differ", received="ids")
         return sample.shadow.logits_aside(sample.shadow.encoded([request]))
-
-    def _count(self, shadow: Runtime, outcome: Outcome) -> None:
-        key = shadow.manifest.name, outcome
-        if key not in self._counters:  # to look a label up costs more than to count
-            self._counters[key] = self._metrics.shadow.labels(*key)
-        self._counters[key].inc()
 
 
 def _share_ids(one: Runtime, other: Runtime) -> bool:

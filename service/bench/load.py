@@ -65,13 +65,16 @@ async def closed(address: Address, request: bytes, *, connections: int, seconds:
     return await _Closed(address, request, Load()).run(connections, seconds)
 
 
-async def opened(address: Address, request: bytes, *, connections: int, seconds: float, rate: float) -> Load:
-    """`rate` requests a second are due at random moments (a Poisson process), however long the answers take.
+async def opened(
+    address: Address, request: bytes, *, connections: int, seconds: float, rate: float, into: Load | None = None
+) -> Load:
+    """`rate` requests a second are due at random moments (a Poisson process), however long the answers take; what is
+    found goes `into` a load, or into a new one.
 
     A latency counts from the moment a request was due, not from when a connection was free to send it. What is not
     answered within another `seconds` after the last one was due is UNANSWERED. Raises OSError as `closed`.
     """
-    return await _Open(address, request, Load(), rate).run(connections, seconds)
+    return await _Open(address, request, into or Load(), rate).run(connections, seconds)
 
 
 class _Owner(Protocol):

@@ -81,8 +81,23 @@ class TestService:
 def test_settings_of_the_service_exist() -> None:
     dockerfile = (ROOT / "docker/service.Dockerfile").read_text()
     used = re.findall(r"\bFACTORLENS_(\w+)[=:]", dockerfile + (ROOT / "docker-compose.yml").read_text())
-    assert {"PROVIDER", "BUNDLES", "HOST", "PORT", "HARDENED"} == set(used)
+    assert {"PROVIDER", "BUNDLES", "HOST", "PORT", "HARDENED", "STATE"} == set(used)
     assert {name.lower() for name in used} <= set(Settings.model_fields)
+
+
+def test_each_service_has_a_volume_of_its_own_for_its_state() -> None:
+    owner = (ROOT / "docker/service.Dockerfile").read_text().partition("\nUSER ")[2].split()[0]
+    folders = {}
+    for name in ("service", "service-gpu"):
+        folder = SERVICES[name]["environment"]["FACTORLENS_STATE"]
+        (folders[name],) = (mount for mount in mounts(SERVICES[name]) if mount["target"] == folder)
+        assert (folders[name]["type"], folders[name]["read_only"]) == ("volume", False)
+        # A new volume is the image's user's only if the folder is, in the image.
+        made, copied = f"RUN install -d -m 700 {folder}", f"--chown={owner} {Path(folder).parent} {Path(folder).parent}"
+        dockerfile = (ROOT / "docker/service.Dockerfile").read_text()
+        assert made in dockerfile
+        assert f"COPY --from=build {copied}" in dockerfile
+    assert folders["service"]["source"] != folders["service-gpu"]["source"]
 
 
 def test_grafana_shows_everything_to_everybody_and_lets_nobody_in() -> None:

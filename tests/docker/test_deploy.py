@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service import metrics
+from service import metrics, state
 from service.server import DRAIN_SECONDS
 from service.settings import PREFIX, Settings
 from service.supervisor import END_SECONDS
@@ -98,7 +98,16 @@ def test_pods_are_confined() -> None:
     assert {"name": "FACTORLENS_HARDENED", "value": "true"} in CONTAINER["env"]
     assert POD["automountServiceAccountToken"] is False
     assert POD["enableServiceLinks"] is False
-    assert {each["name"]: each.get("readOnly") for each in CONTAINER["volumeMounts"]} == {"bundles": True, "tmp": None}
+    mounts = {each["name"]: each.get("readOnly") for each in CONTAINER["volumeMounts"]}
+    assert mounts == {"bundles": True, "tmp": None, "state": None}
+
+
+def test_each_pod_has_a_folder_of_its_own_for_its_state() -> None:
+    (folder,) = (each["value"] for each in CONTAINER["env"] if each["name"] == "FACTORLENS_STATE")
+    (name,) = (each["name"] for each in CONTAINER["volumeMounts"] if each["mountPath"] == folder)
+    (volume,) = (each for each in POD["volumes"] if each["name"] == name)
+    assert volume == {"name": name, "emptyDir": {"sizeLimit": "64Mi"}}  # on disk: memory would count towards the limit
+    assert 2 * state.LONGEST < 64 * 2**20  # a file, and the one that takes its place
 
 
 def test_the_autoscaler_asks_for_a_metric_that_there_is() -> None:

@@ -42,7 +42,10 @@ class TestDockerfile:
     def test_result_runs_nothing_and_copies_only_what_was_built(self, dockerfile: Path) -> None:
         stage = result_stage(dockerfile)
         assert "RUN" not in {step.name for step in stage}
-        assert [step.text for step in stage if step.name == "COPY"] == ["--from=build /opt/factorlens /opt/factorlens"]
+        copies = ["--from=build /opt/factorlens /opt/factorlens"]
+        if dockerfile.stem == "service":
+            copies.append("--from=build --chown=10001:10001 /var/lib/factorlens /var/lib/factorlens")
+        assert [step.text for step in stage if step.name == "COPY"] == copies
 
     def test_is_not_root(self, dockerfile: Path) -> None:
         (user,) = (step.text for step in result_stage(dockerfile) if step.name == "USER")

@@ -17,6 +17,7 @@ import bundle
 from bundle import EncodedRows, Predictor, RuntimeRefused
 from service import shadow
 from service.app import create_app
+from service.runtime import Runtime
 from service.settings import Settings
 from service.traffic import below, point
 from tests.service.conftest import running
@@ -25,6 +26,12 @@ MODEL = "/v1/models/tiny-fm"
 ROUTES = "/v1/admin/models/tiny-fm/routes"
 ROW = {"user": "u1", "app": "a1", "tags": ["fun"], "age": 30}
 Serve = Callable[..., httpx.Client]
+
+
+@pytest.fixture(autouse=True)
+def little_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a test would wait for it, and longer where the machine is busy."""
+    monkeypatch.setattr(shadow, "REST", 1.0)
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ def counted(client: httpx.Client) -> dict[str, float]:
 
 def until_counted(client: httpx.Client, **expected: int) -> None:
     wanted = dict.fromkeys(("scored", "dropped", "refused", "failed"), 0) | expected
-    end = time.monotonic() + 20  # it rests, and longer where the machine is busy
+    end = time.monotonic() + 20
     while counted(client) != wanted:
         assert time.monotonic() < end, counted(client)
         time.sleep(0.02)
@@ -212,6 +219,43 @@ def test_what_comes_while_the_shadow_is_busy_is_dropped(routed: httpx.Client, mo
     finally:
         released.set()
     until_counted(routed, scored=1 + shadow.WAITING, dropped=5)
+
+
+def test_the_shadow_works_for_its_share_of_the_time(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(routed, stable=1, shadow=2)
+    aside, worked, ends = Runtime.logits_aside, list[float](), list[float]()
+
+    def timed(loaded: Runtime, rows: EncodedRows) -> Any:
+        started = time.perf_counter()
+        time.sleep(0.0005)
+        logits = aside(loaded, rows)
+        ends.append(time.perf_counter())
+        worked.append(ends[-1] - started)
+        return logits
+
+    monkeypatch.setattr(Runtime, "logits_aside", timed)
+    monkeypatch.setattr(shadow, "REST", 49.0)
+    asked, until = 0, time.monotonic() + 20
+    while (asked <= shadow.WAITING + 5 or len(ends) < 5) and time.monotonic() < until:
+        routed.post(f"{MODEL}:predict", json={"instances": [ROW]})
+        asked += 1
+    assert sum(worked[:-1]) / (ends[-1] - ends[0]) <= 1 / 50
+    monkeypatch.setattr(shadow, "REST", 0.0)
+    routed.put(ROUTES, json={"stable": 1})
+    until = time.monotonic() + 20
+    while (found := counted(routed))["scored"] + found["dropped"] != asked and time.monotonic() < until:
+        time.sleep(0.02)
+    assert found["scored"] + found["dropped"] == asked
+    assert found["scored"] == len(ends)
+
+
+def test_a_rest_has_an_end(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(routed, stable=1, shadow=2)
+    monkeypatch.setattr(shadow, "REST", 1e9)
+    monkeypatch.setattr(shadow, "LONGEST_REST", 0.2)
+    for done in (1, 2):
+        routed.post(f"{MODEL}:predict", json={"instances": [ROW]})
+        until_counted(routed, scored=done)
 
 
 def test_long_bodies_wait_within_their_bytes(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
