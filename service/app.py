@@ -28,7 +28,7 @@ from service import (
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
+from service.control import Command, Control, DropSet, Inventory, Member, Prepare, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.front import Front, is_verb
 from service.metrics import Metrics
@@ -69,7 +69,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     catalog.prepare = sets.prepare
     replays = Replays(catalog, control, metrics)
 
-    def apply(command: Command) -> None:
+    def apply(command: Command | Prepare) -> None:
         match command:
             case PutSet():
                 sets.put(command)
@@ -80,6 +80,9 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                     catalog.apply(command)
                 finally:
                     memory.give_back()
+            case Prepare():
+                catalog.open(command.serve)
+                memory.give_back()
             case SetRoutes():
                 catalog.route(command)
 

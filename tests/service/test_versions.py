@@ -17,7 +17,7 @@ import pytest
 from httpx import Client
 
 from bundle import store
-from service import folder, planner, replays, state, trials
+from service import folder, looks, replays, state, trials
 from service.admin_routes import SHOWN
 from service.errors import Problem
 
@@ -244,7 +244,7 @@ def test_what_was_refused_for_want_of_a_process_is_tried_again(
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     publish(1)
-    monkeypatch.setattr(planner, "AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(looks, "AGAIN_SECONDS", 0.5)
     with monkeypatch.context() as patched:
         patched.setattr(trials, "_start", start)
         client = serve(watch=0.05, trials="always")
