@@ -34,6 +34,9 @@ class Alone:
     def look_soon(self) -> None:
         self._looks.soon()
 
+    def leave(self) -> None:
+        self._planner.leave()
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):
             await self._planner.carry_out(command, self._do)
@@ -55,4 +58,4 @@ class Alone:
                 await to_thread.run_sync(lambda: self._planner.keep(self._member.inventory()))
 
     async def _prepare(self, command: Prepare) -> None:
-        await to_thread.run_sync(self._member.apply, command)
+        await to_thread.run_sync(self._member.apply, command, abandon_on_cancel=True)

@@ -90,6 +90,10 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
         keys.load()
         catalog.load(inventory)
 
+    def leave() -> None:
+        catalog.leave()
+        control.leave()
+
     def renew() -> None:
         keys.renew()
         control.look_soon()
@@ -127,7 +131,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     front = guard.shielded(Front(catalog, sets, settings, metrics, shadow), settings, keys)
     app.verbs = Recorder(front, metrics, server_timing=settings.server_timing, trace=tracer)
     app.hooks = Hooks(
-        leave=catalog.leave,
+        leave=leave,
         renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),

@@ -228,6 +228,9 @@ class Control(Protocol):
     def look_soon(self) -> None:
         """Have the folder of bundles looked at: what is new in it is to serve, and what left it is not."""
 
+    def leave(self) -> None:
+        """Give up what takes long: all processes are about to end."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         """Return when every process has carried out a command, or what a wish led to.
 

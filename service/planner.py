@@ -9,16 +9,16 @@ for it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
 from service import folder, state
 from service.control import ChangeModel, Command, Inventory, Prepare, Serve, Version, Versions
-from service.errors import NotFound
+from service.errors import NotFound, NotReady
 from service.settings import Settings
 from service.state import State
 from service.trials import Candidate
@@ -29,6 +29,8 @@ NOTHING: Final = Versions({}, {})
 
 Everywhere = Callable[[Callable[[], Command]], Awaitable[None]]
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +40,7 @@ class Planner:
     `prepare` has every process carry out what changes nothing that serves, whatever else is going on.
     """
 
-    def __init__(self, settings: Settings, prepare: Callable[[Prepare], Awaitable[None]]) -> None:
+    def __init__(self, settings: Settings, prepare: Callable[[Prepare], Coroutine[Any, Any, None]]) -> None:
         self._settings, self._prepare = settings, prepare
         self._before = state.read(settings.state) if settings.state else State({}, {})
         self.inventory: Inventory = {}
@@ -47,6 +49,8 @@ class Planner:
         self._vetting = Vetting(settings, self._serves)
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
         self._under_way: dict[str, Since] = {}  # what stands against the load of a model
+        self._slow: set[asyncio.Task[Any]] = set()
+        self._is_leaving = False
 
     async def start(self) -> Inventory:
         """What to load at the start. Raises OSError where the folder cannot be read."""
@@ -67,6 +71,12 @@ class Planner:
                 self.last_good[name] = Version(int(default), versions.serving[default])
         if self._settings.state:  # with what is known of models that are not here at the moment
             state.write(self._settings.state, State(self._before.models | inventory, self.last_good))
+
+    def leave(self) -> None:
+        """Give up what takes long, and refuse more of it: the process is about to end."""
+        self._is_leaving = True
+        for task in self._slow:
+            task.cancel()
 
     async def carry_out(self, wish: ChangeModel, everywhere: Everywhere) -> None:
         """Make a command of a wish, and have it carried out. `everywhere` calls what plans it when nothing else changes
@@ -94,7 +104,7 @@ class Planner:
         async with turn:
             self._under_way[wish.model] = Since()
             try:
-                tried = await self._try_out([wish])
+                tried = await self._unless_leaving(self._try_out([wish]))
                 async with self._opened(wish, tried):
                     await everywhere(lambda: self.plan(wish, tried))
             finally:
@@ -108,11 +118,27 @@ class Planner:
         if self.holds(serve):
             yield
             return
-        await self._prepare(Prepare(serve))
+        await self._unless_leaving(self._prepare(Prepare(serve)))
         try:
             yield
         finally:
             await self._prepare(Prepare(Serve(wish.model, NOTHING)))
+
+    async def _unless_leaving(self, slow: Coroutine[Any, Any, T]) -> T:
+        """Raises NotReady where the process is about to end, and what takes long was given up."""
+        task = asyncio.create_task(slow)
+        self._slow.add(task)
+        if self._is_leaving:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if not self._is_leaving or (this and this.cancelling()):
+                raise
+            raise NotReady("the service is stopping") from None
+        finally:
+            self._slow.discard(task)
 
     def plan(self, wish: ChangeModel, tried: Tried | None) -> Serve:
         """The command that a wish comes to, as things are now; without `tried` versions are taken on trust.

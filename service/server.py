@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a server and its app say to each other: `leave`: be ready no more. `renew`: read
-    again what was read from files, and may have changed. `late`: a client took longer than the
-    settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help."""
+    """What a server and its app say to each other: `leave`: be ready no more, and give up what takes long. `renew`:
+    read again what was read from files, and may have changed. `late`: a client took longer than the settings allow,
+    with what it was to do: head, body or answer. `has_failed`: only another process can help."""
 
     leave: Callable[[], None]
     renew: Callable[[], None]
@@ -127,6 +127,7 @@ class Server(uvicorn.Server):
         log.info("leaving", extra={"facts": {"seconds": self._lame_duck}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._hooks.leave()
         await super().shutdown(sockets)
         self._sweeping.cancel()
         log.info("stopped")

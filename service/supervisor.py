@@ -83,6 +83,7 @@ class Supervisor:
             log.error("failed", exc_info=error)
             self._failure = f"the supervisor failed: {type(error).__name__}"
         serving.cancel()
+        self._planner.leave()
         await self._end()
         if self._failure:
             print(self._failure, file=sys.stderr)

@@ -116,6 +116,9 @@ class Channel:
     def look_soon(self) -> None:
         """Nothing: the supervisor had the same signal."""
 
+    def leave(self) -> None:
+        """Nothing: the supervisor does it."""
+
     async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
         await self._link.send(Ask(at, command))

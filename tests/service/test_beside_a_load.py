@@ -1,6 +1,7 @@
 """While a version is tried or opened, which may take minutes, other changes take less than a second, and stand."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ if trial or "service" in sys.orig_argv or "service.worker" in sys.orig_argv:
     def slow(path, **how):
         place = os.environ["SLOW"] + ("/trial" if trial else "/open")
         with open(f"{place}-log", "a") as log:
-            log.write(f"{path.parent.name}/{path.name}\\n")
+            log.write(f"{path.parent.name}/{path.name} {os.getpid()}\\n")
         if os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
             open(f"{place}-reached", "a").close()
             while os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
@@ -39,8 +40,8 @@ if trial or "service" in sys.orig_argv or "service.worker" in sys.orig_argv:
 class Service:
     """A service with two models of two versions each; what `hold` names takes as long as its block."""
 
-    def __init__(self, url: str, bundles: Path, held: Path) -> None:
-        self.url, self._bundles, self._held = url, bundles, held
+    def __init__(self, process: subprocess.Popen[str], url: str, bundles: Path, held: Path) -> None:
+        self.process, self.url, self._bundles, self._held = process, url, bundles, held
         self._pool = ThreadPoolExecutor(4)
 
     @contextmanager
@@ -54,8 +55,10 @@ class Service:
             gate.unlink()
 
     @property
-    def tried(self) -> list[str]:
-        return (self._held / "trial-log").read_text().split()
+    def tried(self) -> list[tuple[str, int]]:
+        """The versions that were tried, each with the process that did."""
+        tried = [line.split() for line in (self._held / "trial-log").read_text().splitlines()]
+        return [(version, int(pid)) for version, pid in tried]
 
     def reached(self, stage: Stage) -> None:
         until((self._held / f"{stage}-reached").exists)
@@ -107,8 +110,8 @@ def service(
         for version in (1, 2):
             copied(bundles, tmp_path, model, version)
     flags = ("--bundles", str(tmp_path), "--workers", str(request.param), "--admin", "true", "--lame-duck", "0")
-    with started(*flags, "--trials", "later", "--versions", "3") as (_, url):
-        yield Service(url, bundles, held)
+    with started(*flags, "--trials", "later", "--versions", "3") as (process, url):
+        yield Service(process, url, bundles, held)
 
 
 def test_a_change_waits_for_no_load(service: Service) -> None:
@@ -151,8 +154,28 @@ def test_what_is_decided_while_a_version_is_tried_stands(service: Service) -> No
 def test_loads_of_one_model_are_made_in_turn_and_try_a_version_once(service: Service) -> None:
     service.publish("tiny-fm", 3)
     with service.hold("trial", "tiny-fm", 3):
-        loads = [service.begin("tiny-fm", "load") for _ in range(3)]
+        loads = [service.begin("tiny-fm", "load") for _ in range(2)]
         service.reached("trial")
+        service.process.send_signal(signal.SIGHUP)  # a look, too
+        time.sleep(0.5)
         assert not any(load.done() for load in loads)
-    assert [load.result().json()["default"] for load in loads] == [3, 3, 3]
-    assert service.tried == ["tiny-fm/3"]
+    assert [load.result().json()["default"] for load in loads] == [3, 3]
+    assert service.quickly("tiny-fm", "default", version=None) == 3
+    assert [version for version, _ in service.tried] == ["tiny-fm/3"]
+
+
+def test_a_stop_waits_for_no_trial(service: Service) -> None:
+    service.publish("tiny-fm", 3)
+    with service.hold("trial", "tiny-fm", 3):
+        loads = [service.begin("tiny-fm", action) for action in ("load", "reload")]
+        service.reached("trial")
+        started = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        answers = [load.result() for load in loads]
+        assert [(answer.status_code, answer.json()["detail"]) for answer in answers] == [
+            (503, "the service is stopping")
+        ] * 2
+        assert service.process.wait(10) == 0
+        assert time.monotonic() - started < 5
+        ((_, pid),) = service.tried
+        until(lambda: not Path(f"/proc/{pid}").exists())
