@@ -86,6 +86,7 @@ class Catalog:
         self._change = Lock()
         self._opened: dict[str, Model] = {}  # what is held for a command to come, and what was refused, by model
         self._is_leaving = False
+        self._why = ""  # the last version was loaded where it was, as the log says already
 
     def load(self, inventory: Inventory) -> None:
         """Load what an inventory names. What cannot be loaded is refused, logged and kept apart."""
@@ -256,9 +257,10 @@ class Catalog:
         facts |= {
             "digest": loaded.digest,
             "provider": session.chosen,
-            "why": session.why,
+            **({} if session.why == self._why else {"why": session.why}),
             "nodes": loaded.predictor.nodes,
         }
+        self._why = session.why
         log.info("loaded", extra={"facts": facts | {"seconds": round(time.perf_counter() - started, 3)}})
 
 

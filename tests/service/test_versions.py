@@ -456,6 +456,17 @@ def test_what_changes_is_logged(publish: Publish, serve: Serve, lines: io.String
     assert changed == [("rollback", "tiny-fm", "1"), ("unload", "tiny-fm", None)]
 
 
+def test_why_a_provider_was_chosen_is_said_once(publish: Publish, serve: Serve, lines: io.StringIO) -> None:
+    for version in (1, 2):
+        publish(version)
+    serve()
+    loaded = [said for said in map(json.loads, lines.getvalue().splitlines()) if said["event"] == "loaded"]
+    assert [(said["version"], said["provider"], said.get("why")) for said in loaded] == [
+        (2, "cpu", "provider = cpu"),
+        (1, "cpu", None),
+    ]
+
+
 def test_a_look_forgets_what_was_refused_and_is_gone(publish: Publish, serve: Serve) -> None:
     publish(1)
     broken = publish(2)
