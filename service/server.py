@@ -82,14 +82,16 @@ class Server(uvicorn.Server):
             )
         )
         self._announce, self._hooks, self._lame_duck = announce, hooks, settings.lame_duck
-        self._tls = tls
+        self._tls, self._handshake = tls, settings.header_timeout
         self._late_ones = Counter[str]()
         self._is_crowded_by = limits.connections / 2
         self._is_leaving = False
         self._ends = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or []:
+            self.servers.append(await self._listen(listener))
         gc.collect()
         gc.freeze()  # the models stay: no later collection has to walk through them
         gc.set_threshold(YOUNG_OBJECTS)
@@ -97,6 +99,18 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._renew)
         await self._announce(sockets or [])
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        """What uvicorn does, who has no way to say how long a handshake of TLS may take: asyncio gives it a minute."""
+        config = self.config
+        protocol: Any = config.http_protocol_class
+        return await asyncio.get_running_loop().create_server(
+            partial(protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state),
+            sock=listener,
+            ssl=config.ssl,
+            backlog=config.backlog,
+            ssl_handshake_timeout=self._handshake if config.ssl else None,
+        )
 
     def _renew(self) -> None:
         self._hooks.renew()
