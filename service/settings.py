@@ -248,7 +248,10 @@ def load(arguments: Sequence[str]) -> Settings:
 
 def check_bundles(chosen: Settings) -> None:
     """Raises SettingsRefused where there is no folder of bundles at all: one that is empty may be filled later."""
-    if not chosen.bundles.is_dir():
+    there = True
+    with suppress(OSError):  # what cannot be looked at is told when it is read
+        there = chosen.bundles.is_dir()
+    if not there:
         hint = (
             "python -m training fit writes one, artifacts unless told otherwise, and python -m training demo an example"
         )
