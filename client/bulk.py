@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from client.calls import Call, address
+from client.calls import Call, Version, address
 from client.errors import Unreadable
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 STREAM: Final = "application/vnd.apache.arrow.stream"
 
 
-def predict_arrow(model: str, table: "pa.Table | pa.RecordBatch", *, version: int | None) -> "Call[pa.Table]":
+def predict_arrow(model: str, table: "pa.Table | pa.RecordBatch", *, version: Version | None) -> "Call[pa.Table]":
     """Raises ImportError where pyarrow is not installed."""
     import pyarrow as pa
 

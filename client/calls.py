@@ -3,7 +3,7 @@
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +19,9 @@ A = TypeVar("A", PredictAnswer, ModelsAnswer, ModelAnswer)
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row] | Mapping[str, Sequence[Any]]
+Route = Literal["stable", "canary", "shadow"]
+ROUTES: Final[tuple[Route, ...]] = get_args(Route)
+Version = int | Route  # a number, or whichever version has that route now
 
 JSON: Final = {"content-type": "application/json"}
 
@@ -46,18 +49,18 @@ class Call(Generic[T_co]):
         return replace(self, content=gzip.compress(self.content, 1), headers=headers)
 
 
-def predict(model: str, rows: Rows, *, logits: bool, version: int | None) -> Call[PredictAnswer]:
+def predict(model: str, rows: Rows, *, logits: bool, version: Version | None) -> Call[PredictAnswer]:
     said = _batch("instances", rows) | ({"logits": True} if logits else {})
     return _verb("predict", model, version, said, _reading(PredictAnswer))
 
 
-def explain(model: str, rows: Rows, *, top_k: int | None, version: int | None) -> Call[ExplainAnswer]:
+def explain(model: str, rows: Rows, *, top_k: int | None, version: Version | None) -> Call[ExplainAnswer]:
     said = _batch("instances", rows) | _given(top_k=top_k)
     return _verb("explain", model, version, said, _explained)
 
 
 def rank(
-    model: str, context: Row, candidates: Rows, *, top_k: int | None, explain: int | None, version: int | None
+    model: str, context: Row, candidates: Rows, *, top_k: int | None, explain: int | None, version: Version | None
 ) -> Call[RankAnswer]:
     said = {"context": context} | _batch("candidates", candidates) | _given(top_k=top_k, explain=explain)
     return _verb("rank", model, version, said, _ranked)
@@ -68,7 +71,7 @@ def models() -> Call[list[str]]:
     return Call("/v1/models", lambda response: read(response).models)
 
 
-def model(name: str, *, version: int | None) -> Call[ModelAnswer]:
+def model(name: str, *, version: Version | None) -> Call[ModelAnswer]:
     return Call(address(name, version), _reading(ModelAnswer))
 
 
@@ -76,13 +79,18 @@ def health() -> Call[Health]:
     return Call("/readyz", _health, answers=frozenset({200, 503}), once=True)
 
 
-def address(model: str, version: int | None) -> str:
+def address(model: str, version: Version | None) -> str:
+    """Raises ValueError for a version of another name than that of a route."""
     name = f"/v1/models/{quote(model, safe='')}"
-    return name if version is None else f"{name}/versions/{version}"
+    if version is None:
+        return name
+    if isinstance(version, str) and version not in ROUTES:
+        raise ValueError(f"version {version!r}: expected a number or one of {', '.join(ROUTES)}")
+    return f"{name}/versions/{version}"
 
 
 def _verb(
-    verb: str, model: str, version: int | None, said: dict[str, Any], decode: Callable[[httpx.Response], T]
+    verb: str, model: str, version: Version | None, said: dict[str, Any], decode: Callable[[httpx.Response], T]
 ) -> Call[T]:
     content = msgspec.json.encode(said, enc_hook=_plain)
     return Call(f"{address(model, version)}:{verb}", decode, content, JSON)

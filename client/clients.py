@@ -9,7 +9,7 @@ import httpx
 
 from client import bulk, calls
 from client.answers import ExplainAnswer, Health, ModelAnswer, PredictAnswer, RankAnswer
-from client.calls import Call, Row, Rows
+from client.calls import Call, Row, Rows, Version
 from client.errors import Unreadable
 from client.exchange import Outcome, Pause, Policy, Send, steps
 
@@ -27,7 +27,8 @@ class Client:
     A try may be silent for `timeout` seconds. A call that meets a busy service or a broken connection is tried again
     until `deadline` seconds are over. Bodies of more than `gzip_over` bytes are compressed. `transport` is httpx's,
     for proxies, certificates and tests; `key` is an API key of the service. `rows` are a list of {field: value}, or one
-    {field: [values]}; NaN is missing. Every method raises ClientError: Refused, Unreachable or Unreadable.
+    {field: [values]}; NaN is missing. `version` is a number, or "stable", "canary" or "shadow". Every method raises
+    ClientError: Refused, Unreachable or Unreadable.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Client:
         self._policy = Policy(timeout, deadline, gzip_over)
         self._http = httpx.Client(base_url=url, transport=transport, headers=_authorized(key))
 
-    def predict(self, model: str, rows: Rows, *, logits: bool = False, version: int | None = None) -> PredictAnswer:
+    def predict(self, model: str, rows: Rows, *, logits: bool = False, version: Version | None = None) -> PredictAnswer:
         """A prediction for every row."""
         return self._run(calls.predict(model, rows, logits=logits, version=version))
 
-    def explain(self, model: str, rows: Rows, *, top_k: int | None = None, version: int | None = None) -> ExplainAnswer:
+    def explain(
+        self, model: str, rows: Rows, *, top_k: int | None = None, version: Version | None = None
+    ) -> ExplainAnswer:
         """What every field and pair of fields contributed to the score of each row, with the `top_k` largest pairs."""
         return self._run(calls.explain(model, rows, top_k=top_k, version=version))
 
@@ -59,14 +62,14 @@ class Client:
         *,
         top_k: int | None = None,
         explain: int | None = None,
-        version: int | None = None,
+        version: Version | None = None,
     ) -> RankAnswer:
         """The `top_k` best candidates for a context, the first `explain` of them explained."""
         call = calls.rank(model, context, candidates, top_k=top_k, explain=explain, version=version)
         return self._run(call)
 
     def predict_arrow(
-        self, model: str, table: "pa.Table | pa.RecordBatch", *, version: int | None = None
+        self, model: str, table: "pa.Table | pa.RecordBatch", *, version: Version | None = None
     ) -> "pa.Table":
         """A table of `prediction`, `logit` and `unknown` (names of fields) for a table of raw values; needs pyarrow."""
         return self._run(bulk.predict_arrow(model, table, version=version))
@@ -75,7 +78,7 @@ class Client:
         """The names of all models, ready or not."""
         return self._run(calls.models())
 
-    def model(self, name: str, *, version: int | None = None) -> ModelAnswer:
+    def model(self, name: str, *, version: Version | None = None) -> ModelAnswer:
         """Fields, versions, metrics and an example instance of a model."""
         return self._run(calls.model(name, version=version))
 
@@ -136,13 +139,13 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, transport=transport, headers=_authorized(key))
 
     async def predict(
-        self, model: str, rows: Rows, *, logits: bool = False, version: int | None = None
+        self, model: str, rows: Rows, *, logits: bool = False, version: Version | None = None
     ) -> PredictAnswer:
         """See Client."""
         return await self._run(calls.predict(model, rows, logits=logits, version=version))
 
     async def explain(
-        self, model: str, rows: Rows, *, top_k: int | None = None, version: int | None = None
+        self, model: str, rows: Rows, *, top_k: int | None = None, version: Version | None = None
     ) -> ExplainAnswer:
         """See Client."""
         return await self._run(calls.explain(model, rows, top_k=top_k, version=version))
@@ -155,14 +158,14 @@ class AsyncClient:
         *,
         top_k: int | None = None,
         explain: int | None = None,
-        version: int | None = None,
+        version: Version | None = None,
     ) -> RankAnswer:
         """See Client."""
         call = calls.rank(model, context, candidates, top_k=top_k, explain=explain, version=version)
         return await self._run(call)
 
     async def predict_arrow(
-        self, model: str, table: "pa.Table | pa.RecordBatch", *, version: int | None = None
+        self, model: str, table: "pa.Table | pa.RecordBatch", *, version: Version | None = None
     ) -> "pa.Table":
         """See Client."""
         return await self._run(bulk.predict_arrow(model, table, version=version))
@@ -171,7 +174,7 @@ class AsyncClient:
         """See Client."""
         return await self._run(calls.models())
 
-    async def model(self, name: str, *, version: int | None = None) -> ModelAnswer:
+    async def model(self, name: str, *, version: Version | None = None) -> ModelAnswer:
         """See Client."""
         return await self._run(calls.model(name, version=version))
 

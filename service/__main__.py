@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             raise SettingsRefused(f"workers (--workers): expected 1 on {sys.platform}, which deals no connections out")
         if chosen.workers > 1 and chosen.provider != "cpu":
             chosen = settings.one_for_each_gpu(chosen, device.count())
+        settings.check_bundles(chosen)
         listener = _bind(chosen)
     except (SettingsRefused, KeysRefused, TlsRefused) as error:
         print(error, file=sys.stderr)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from anyio import to_thread
 
 from service import exposition
-from service.control import ChangeModel, Command, Member, Report, Worker
+from service.control import ChangeModel, Command, Member, Prepare, Report, Worker
 from service.exposition import Family
+from service.looks import Looks
 from service.memory import resident_bytes
 from service.planner import Planner
 from service.settings import Settings
@@ -17,7 +18,8 @@ from service.settings import Settings
 
 class Alone:
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._planner = settings, Planner(settings)
+        self._settings, self._planner = settings, Planner(settings, self._prepare)
+        self._looks = Looks(settings, self._planner)
         self._one_by_one = asyncio.Lock()
         self._started = time.monotonic()
 
@@ -27,10 +29,13 @@ class Alone:
         await to_thread.run_sync(lambda: self._planner.keep(member.inventory()))
 
     async def run(self) -> None:
-        await self._planner.watch(self._do)
+        await self._looks.run(self._do)
 
     def look_soon(self) -> None:
-        self._planner.look_soon()
+        self._looks.soon()
+
+    def leave(self) -> None:
+        self._planner.leave()
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         if isinstance(command, ChangeModel):
@@ -51,3 +56,6 @@ class Alone:
                 await to_thread.run_sync(lambda: self._member.apply(plan()))
             finally:
                 await to_thread.run_sync(lambda: self._planner.keep(self._member.inventory()))
+
+    async def _prepare(self, command: Prepare) -> None:
+        await to_thread.run_sync(self._member.apply, command, abandon_on_cancel=True)

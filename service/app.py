@@ -28,7 +28,7 @@ from service import (
 from service.alone import Alone
 from service.candidates import CandidateSets
 from service.catalog import Catalog
-from service.control import Command, Control, DropSet, Inventory, Member, PutSet, Serve, SetRoutes
+from service.control import Command, Control, DropSet, Inventory, Member, Prepare, PutSet, Serve, SetRoutes
 from service.errors import ServiceError
 from service.express import Express
 from service.front import Front, is_verb
@@ -70,7 +70,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     catalog.prepare = sets.prepare
     replays = Replays(catalog, control, metrics)
 
-    def apply(command: Command) -> None:
+    def apply(command: Command | Prepare) -> None:
         match command:
             case PutSet():
                 sets.put(command)
@@ -81,12 +81,19 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                     catalog.apply(command)
                 finally:
                     memory.give_back()
+            case Prepare():
+                catalog.open(command.serve)
+                memory.give_back()
             case SetRoutes():
                 catalog.route(command)
 
     def load(inventory: Inventory) -> None:
         keys.load()
         catalog.load(inventory)
+
+    def leave() -> None:
+        catalog.leave()
+        control.leave()
 
     def renew() -> None:
         keys.renew()
@@ -128,7 +135,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
     )
     app.verbs = recorder
     app.hooks = Hooks(
-        leave=catalog.leave,
+        leave=leave,
         renew=renew,
         late=lambda stage: metrics.slow_clients.labels(stage).inc(),
         has_failed=lambda: bool(catalog.failures),

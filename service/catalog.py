@@ -84,31 +84,44 @@ class Catalog:
         self.models: Mapping[str, Model] = {}
         self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
+        self._opened: dict[str, Model] = {}  # what is held for a command to come, and what was refused, by model
         self._is_leaving = False
+        self._why = ""  # the last version was loaded where it was, as the log says already
 
     def load(self, inventory: Inventory) -> None:
         """Load what an inventory names. What cannot be loaded is refused, logged and kept apart."""
         for name, versions in inventory.items():
-            self._put(self._load_model(name, versions, {}))
+            self._put(self._load_model(name, versions))
         self._metrics.ready.set(not self.missing)
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
 
+    def open(self, command: Serve) -> None:
+        """Open what a command would have to, and hold it, in the place of what was held for its model. May run beside
+        any change, and beside this for another model."""
+        self._opened.pop(command.model, None)
+        known = self.models.get(command.model, Model(command.model))
+        opened = self._load_model(known.name, command.versions, {} if command.anew else known.serving)
+        if opened.serving or opened.rejected:
+            self._opened[known.name] = opened
+
     def apply(self, command: Serve) -> None:
-        """Carry out a command, however long it takes, one at a time.
+        """Carry out a command, one at a time, and however long it takes where nothing is held for it.
 
         Raises NotReady where none of its versions can be loaded, and something served before: that goes on.
         """
         with self._change:
             known = self.models.get(command.model, Model(command.model))
-            model = self._load_model(known.name, command.versions, {} if command.anew else known.serving)
+            opened = self._opened.get(known.name, Model(known.name))
+            kept = {} if command.anew else known.serving
+            model = self._load_model(known.name, command.versions, kept, opened.serving, opened.rejected)
             newest = next((version for version in command.versions.serving if not model.serving), None)
             refused = model.rejected.get(newest) if newest and known.serving else None
             if known.unloaded and not model.serving:  # as ready as before
                 model = replace(model, unloaded=True)
             if refused:
-                serving = {version: loaded.digest for version, loaded in known.serving.items()}
-                others = {version: why for version, why in model.rejected.items() if serving.get(version) != why.digest}
+                digests = {version: loaded.digest for version, loaded in known.serving.items()}
+                others = {version: why for version, why in model.rejected.items() if digests.get(version) != why.digest}
                 model = replace(model, serving=known.serving, rejected=others)
             self._put(model)
         if refused:
@@ -197,21 +210,27 @@ class Catalog:
             if loaded.has_failed
         ]
 
-    def _load_model(self, name: str, versions: Versions, serving: Mapping[str, Runtime]) -> Model:
-        """The first good ones of these versions, and those that the routes name; what is among `serving`, with the same
-        digest, is taken over."""
+    def _load_model(self, name: str, versions: Versions, *held: Mapping[str, Runtime | Refused]) -> Model:
+        """The first good ones of these versions, and those that the routes name; what is `held`, with the same digest,
+        is taken over, the first one where there are several."""
         model, routes = Model(name, {}, dict(versions.rejected), versions.unloaded, versions.routes), versions.routes
         room = routes.room(versions.serving, self._settings.versions)
         for version, digest in versions.serving.items():
             others = sum(int(each) not in routes.named for each in model.serving)
             if int(version) in routes.named or others < room:
-                self._load_version(model, version, digest, serving.get(version))
+                known = (each[version] for each in held if version in each)
+                self._load_version(
+                    model, version, digest, next((each for each in known if each.digest == digest), None)
+                )
         highest_first = dict(sorted(model.serving.items(), key=lambda item: -int(item[0])))
         return replace(model, serving=highest_first, is_new=versions.is_new and not highest_first)
 
-    def _load_version(self, model: Model, version: str, digest: str, loaded: Runtime | None) -> None:
-        if loaded and loaded.digest == digest:
-            model.serving[version] = loaded
+    def _load_version(self, model: Model, version: str, digest: str, held: Runtime | Refused | None) -> None:
+        if isinstance(held, Refused):
+            model.rejected[version] = held
+            return
+        if held:
+            model.serving[version] = held
             return
         facts: dict[str, object] = {"model": model.name, "version": int(version)}
         started = time.perf_counter()
@@ -238,9 +257,10 @@ class Catalog:
         facts |= {
             "digest": loaded.digest,
             "provider": session.chosen,
-            "why": session.why,
+            **({} if session.why == self._why else {"why": session.why}),
             "nodes": loaded.predictor.nodes,
         }
+        self._why = session.why
         log.info("loaded", extra={"facts": facts | {"seconds": round(time.perf_counter() - started, 3)}})
 
 

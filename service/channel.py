@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from service.control import ChangeModel, Command, Inventory, Report
+from service.control import ChangeModel, Command, Inventory, Prepare, Report
 from service.exposition import Family
 
 LENGTH: Final = struct.Struct("!I")
@@ -30,10 +30,11 @@ class Listen(Struct, frozen=True, tag=True):
 
 
 class Do(Struct, frozen=True, tag=True):
-    """To a worker: carry out a command, in the order they come, and say Done. `asked` is its own Ask, if it was one."""
+    """To a worker: carry out a command, in the order they come, a Prepare beside them, and say Done. `asked` is its own
+    Ask, if it was one."""
 
     at: int
-    command: Command
+    command: Command | Prepare
     asked: int | None
 
 

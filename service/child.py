@@ -29,7 +29,7 @@ from service.channel import (
     Serving,
     ToWorker,
 )
-from service.control import Command, Inventory, Worker
+from service.control import Command, Inventory, Prepare, Worker
 from service.exposition import Family
 from service.memory import resident_bytes
 from service.settings import PREFIX
@@ -94,7 +94,7 @@ class Child:
         except TimeoutError:
             raise StartFailed(f"it did not listen within {seconds:g} seconds") from None
 
-    async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
+    async def do(self, command: Command | Prepare, *, asked: int | None, seconds: float) -> str | None:
         """Have it carry out a command; answers why it did not, None where it did."""
         try:
             async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read

@@ -161,6 +161,15 @@ class SetRoutes(Struct, frozen=True, tag=True):
 Command = PutSet | DropSet | Serve | SetRoutes
 
 
+class Prepare(Struct, frozen=True, tag=True):
+    """Open what a `Serve` to come would have to, and hold it until the next Prepare for the model: that has nothing to
+    open any more, then. What serves does not change, so it may be carried out beside any command."""
+
+    seconds: ClassVar[float] = 600.0
+
+    serve: Serve
+
+
 class ChangeModel(Struct, frozen=True, tag=True):
     """A wish, of which `service.planner` makes a command.
 
@@ -199,11 +208,12 @@ class Member:
     """What a process can do for its Control.
 
     `load` reads the bundles of an inventory. `apply` carries out a command, or raises a ServiceError that every process
-    would raise. Both may take long; no two run at once. `inventory` says what there is after either.
+    would raise. Both may take long; no two run at once, but a Prepare may beside any. `inventory` says what there is
+    after either.
     """
 
     load: Callable[[Inventory], None]
-    apply: Callable[[Command], None]
+    apply: Callable[[Command | Prepare], None]
     inventory: Callable[[], Inventory]
     registry: CollectorRegistry
 
@@ -217,6 +227,9 @@ class Control(Protocol):
 
     def look_soon(self) -> None:
         """Have the folder of bundles looked at: what is new in it is to serve, and what left it is not."""
+
+    def leave(self) -> None:
+        """Give up what takes long: all processes are about to end."""
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         """Return when every process has carried out a command, or what a wish led to.

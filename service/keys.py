@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -67,7 +68,7 @@ class Keys:
     def load(self) -> None:
         """Raises KeysRefused; then the keys that were there stay."""
         self._seen = _state(self._file)
-        own = parse(_text(self._given)) if self._given is not None else ()
+        own = _read(self._given) if self._given is not None else ()
         self._found = {key.digest[:INDEXED]: key for key in (*self._always, *own)}
 
     def renew(self) -> None:
@@ -106,21 +107,21 @@ def new_secret() -> str:
 
 def check(given: str) -> None:
     """Raises KeysRefused for a value of the setting `api_keys` that no service could start with."""
-    parse(_text(given))
+    _read(given)
 
 
-def parse(text: str) -> tuple[Key, ...]:
-    """The keys in the lines of a text; `;` ends a line, too. Raises KeysRefused."""
+def parse(text: str, where: str = "api_keys") -> tuple[Key, ...]:
+    """The keys in the lines of a text; `;` ends a line, too. Raises KeysRefused, which says `where` they are from."""
     found: dict[bytes, Key] = {}
     for number, line in enumerate(re.split(r"[\n;]", text), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        key = _key(words, number)
+        key = _key(words, f"{where}, line {number}")
         if found.setdefault(key.digest[:INDEXED], key) is not key:
-            raise KeysRefused(f"api_keys, line {number}: the same key is there twice")
+            raise KeysRefused(f"{where}, line {number}: the same key is there twice")
     if not found:
-        raise KeysRefused(f"api_keys: there is none; each is a line of {LINE}")
+        raise KeysRefused(f"{where}: there is none; each is a line of {LINE}")
     return tuple(found.values())
 
 
@@ -138,24 +139,22 @@ def rights_of(text: str) -> frozenset[Right]:
     return frozenset(right for right in RIGHTS if right in asked)
 
 
-def _key(words: list[str], number: int) -> Key:
+def _key(words: list[str], where: str) -> Key:
     if not 3 <= len(words) <= 4:
-        raise KeysRefused(f"api_keys, line {number}: expected {LINE}; received {len(words)} words")
+        raise KeysRefused(f"{where}: expected {LINE}; received {len(words)} words")
     name, digest, rights, *until = words
     if not NAME.fullmatch(name):
-        raise KeysRefused(f"api_keys, line {number}: expected a name of up to 64 letters, digits, dots, _ and -")
+        raise KeysRefused(f"{where}: expected a name of up to 64 letters, digits, dots, _ and -")
     if not DIGEST.fullmatch(digest):
-        raise KeysRefused(
-            f"api_keys, line {number}: expected a sha256, 64 hexadecimal digits in lower case, never a key"
-        )
+        raise KeysRefused(f"{where}: expected a sha256, 64 hexadecimal digits in lower case, never a key")
     try:
         granted = rights_of(rights)
     except ValueError as error:
-        raise KeysRefused(f"api_keys, line {number}: scopes: {error}") from None
+        raise KeysRefused(f"{where}: scopes: {error}") from None
     try:
         ends = moment(until[0]) if until else math.inf
     except ValueError:
-        raise KeysRefused(f"api_keys, line {number}: expected a date such as 2027-01-31 where it ends") from None
+        raise KeysRefused(f"{where}: expected a date such as 2027-01-31 where it ends") from None
     return Key(name, bytes.fromhex(digest), granted, ends)
 
 
@@ -164,20 +163,31 @@ def _are_lines(given: str) -> bool:
     return len(given.split()) > 1 and any(DIGEST.fullmatch(word) for word in re.split(r"[\s;]+", given))
 
 
-def _text(given: str) -> str:
-    """Raises KeysRefused, without what was given: it may be a key in the place of a file's name."""
+def _read(given: str) -> tuple[Key, ...]:
+    """The keys of a file, or those that were given as lines. Raises KeysRefused.
+
+    Only a file that is there is named: what was given may be a key in its place.
+    """
     if _are_lines(given):
-        return given
+        return parse(given)
+    where = "api_keys"
+    with suppress(OSError, ValueError):
+        Path(given).stat()
+        where = f"api_keys {given!r}"
+    return parse(_text(given, where), where)
+
+
+def _text(given: str, where: str) -> str:
     try:
         with Path(given).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise KeysRefused(f"api_keys: the file has more than {MOST_BYTES:,} bytes")
+            raise KeysRefused(f"{where}: the file has more than {MOST_BYTES:,} bytes")
         return content.decode()
     except OSError as error:
-        raise KeysRefused(f"api_keys: the file cannot be read: {error.strerror or type(error).__name__}") from None
+        raise KeysRefused(f"{where}: the file cannot be read: {error.strerror or type(error).__name__}") from None
     except ValueError:
-        raise KeysRefused("api_keys: the file is no text") from None
+        raise KeysRefused(f"{where}: the file is no text") from None
 
 
 def _state(file: Path | None) -> tuple[int, ...]:

@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a server and its app say to each other: `leave`: be ready no more. `renew`: read
-    again what was read from files, and may have changed. `late`: a client took longer than the
-    settings allow, with what it was to do: head, body or answer. `has_failed`: only another process can help.
-    `express` takes requests before the app does."""
+    """What a server and its app say to each other: `leave`: be ready no more, and give up what takes long. `renew`:
+    read again what was read from files, and may have changed. `late`: a client took longer than the settings allow,
+    with what it was to do: head, body or answer. `has_failed`: only another process can help. `express` takes requests
+    before the app does."""
 
     leave: Callable[[], None]
     renew: Callable[[], None]
@@ -85,14 +85,16 @@ class Server(uvicorn.Server):
             )
         )
         self._announce, self._hooks, self._lame_duck = announce, hooks, settings.lame_duck
-        self._tls = tls
+        self._tls, self._handshake = tls, settings.header_timeout
         self._late_ones = Counter[str]()
         self._is_crowded_by = limits.connections / 2
         self._is_leaving = False
         self._ends = math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or []:
+            self.servers.append(await self._listen(listener))
         gc.collect()
         gc.freeze()  # the models stay: no later collection has to walk through them
         gc.set_threshold(YOUNG_OBJECTS)
@@ -100,6 +102,18 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._renew)
         await self._announce(sockets or [])
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        """What uvicorn does, who has no way to say how long a handshake of TLS may take: asyncio gives it a minute."""
+        config = self.config
+        protocol: Any = config.http_protocol_class
+        return await asyncio.get_running_loop().create_server(
+            partial(protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state),
+            sock=listener,
+            ssl=config.ssl,
+            backlog=config.backlog,
+            ssl_handshake_timeout=self._handshake if config.ssl else None,
+        )
 
     def _renew(self) -> None:
         self._hooks.renew()
@@ -130,6 +144,7 @@ class Server(uvicorn.Server):
         log.info("leaving", extra={"facts": {"seconds": self._lame_duck}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._hooks.leave()
         await super().shutdown(sockets)
         self._sweeping.cancel()
         log.info("stopped")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -132,7 +133,10 @@ class Settings(BaseSettings):
     max_value_length: int = Field(default=1024, ge=1, description="letters that a value of a field may have")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="bytes that the body of a request may have")
     header_timeout: float = Field(
-        default=5.0, ge=1, le=3600, description="seconds in which the head of a request has to arrive"
+        default=5.0,
+        ge=1,
+        le=3600,
+        description="seconds in which the head of a request has to arrive, and before it the handshake of TLS",
     )
     body_timeout: float = Field(
         default=10.0,
@@ -239,7 +243,19 @@ def load(arguments: Sequence[str]) -> Settings:
     try:
         return Settings.model_validate(_flags(arguments))
     except ValidationError as error:
-        raise SettingsRefused("\n".join(_sentence(str(e["loc"][0]), e["msg"]) for e in error.errors())) from None
+        raise SettingsRefused("\n".join(_sentence(str(e["loc"][0]), _said(e)) for e in error.errors())) from None
+
+
+def check_bundles(chosen: Settings) -> None:
+    """Raises SettingsRefused where there is no folder of bundles at all: one that is empty may be filled later."""
+    there = True
+    with suppress(OSError):  # what cannot be looked at is told when it is read
+        there = chosen.bundles.is_dir()
+    if not there:
+        hint = (
+            "python -m training fit writes one, artifacts unless told otherwise, and python -m training demo an example"
+        )
+        raise SettingsRefused(_sentence("bundles", f"there is no folder {str(chosen.bundles)!r}; {hint}"))
 
 
 def one_for_each_gpu(chosen: Settings, gpus: int) -> Settings:
@@ -267,7 +283,8 @@ def unknown_variables() -> list[str]:
 def _flags(arguments: Sequence[str]) -> dict[str, str]:
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        description="Serve the bundles in a folder over HTTP.",
+        description="Serve the bundles in a folder over HTTP. python -m service bench measures a model that is served, "
+        "python -m service keygen makes an API key: each has a --help of its own.",
         epilog=f"A flag beats the environment ({PREFIX}MAX_ROWS), which beats the file, which beats the default.",
         allow_abbrev=False,
     )
@@ -297,6 +314,10 @@ def _sentence(name: str, problem: str) -> str:
     if name in Settings.model_fields:
         return f"{name} ({_flag(name)}, {PREFIX}{name.upper()}, or a key of the file): {problem}"
     return f"the settings file: {name} is no setting{_nearest(name, Settings.model_fields)}"
+
+
+def _said(error: ErrorDetails) -> str:
+    return "expected true or false" if error["type"] in {"bool_parsing", "bool_type"} else error["msg"]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

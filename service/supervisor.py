@@ -23,9 +23,10 @@ from pydantic_core import to_json
 from service import exposition
 from service.channel import Answer, Ask, Begin, Gather, Gathered, Inquire, Reported
 from service.child import Child, StartFailed
-from service.control import ChangeModel, Command, Inventory, Key, Report
+from service.control import ChangeModel, Command, Inventory, Key, Prepare, Report
 from service.errors import ServiceError
 from service.exposition import Family
+from service.looks import Looks
 from service.planner import Planner
 from service.server import DRAIN_SECONDS, announce
 from service.settings import Settings
@@ -60,7 +61,8 @@ class Supervisor:
         self._children: set[Child] = set()  # whatever has a process
         self._not_renewed: set[Child] = set()  # those that could not heed a SIGHUP yet
         self._members: dict[int, Child] = {}  # those that answer requests, by number
-        self._planner = Planner(settings)
+        self._planner = Planner(settings, self._prepare)
+        self._looks = Looks(settings, self._planner)
         self._present: dict[Key, Command] = {}
         self._one_by_one = asyncio.Lock()
         self._departed: list[Family] = []  # what those that ended had counted
@@ -81,6 +83,7 @@ class Supervisor:
             log.error("failed", exc_info=error)
             self._failure = f"the supervisor failed: {type(error).__name__}"
         serving.cancel()
+        self._planner.leave()
         await self._end()
         if self._failure:
             print(self._failure, file=sys.stderr)
@@ -100,7 +103,7 @@ class Supervisor:
             self._failure = f"the service cannot start: {failed}"
             return
         await announce([self._address], scheme=self._settings.scheme)
-        watching = self._planner.watch(self._of_own_accord)
+        watching = self._looks.run(self._of_own_accord)
         await asyncio.gather(watching, *(self._keep(number) for number in numbers))
 
     async def _start(self, number: int, inventory: Inventory | None = None) -> Child:
@@ -122,7 +125,7 @@ class Supervisor:
         async with self._one_by_one:
             with self._starting(child):
                 if child.inventory != self._planner.inventory:
-                    self._planner.look_soon("look")  # a version may have left the folder
+                    self._looks.soon("look")  # a version may have left the folder
                     raise StartFailed("it could not load what the others serve; the log says why")
                 for command in self._present.values():
                     if failure := await child.do(command, asked=None, seconds=command.seconds):
@@ -186,7 +189,7 @@ class Supervisor:
     def _renew(self) -> None:
         """SIGHUP: look at the folder of bundles, and have every worker read again what is kept in other files; one that
         does not serve yet as soon as it does."""
-        self._planner.look_soon()
+        self._looks.soon()
         self._not_renewed |= self._children - set(self._members.values())
         for child in self._members.values():
             child.signal(Signals.SIGHUP)
@@ -244,6 +247,11 @@ class Supervisor:
 
     async def _of_own_accord(self, plan: Callable[[], Command]) -> None:
         await self._everywhere(plan, None, 0)
+
+    async def _prepare(self, command: Prepare) -> None:
+        """What a worker cannot prepare it will have to do later: only that says whether it can."""
+        members = self._members.values()
+        await asyncio.gather(*(child.do(command, asked=None, seconds=command.seconds) for child in members))
 
     async def _everywhere(self, plan: Callable[[], Command], asker: Child | None, at: int) -> tuple[int, int]:
         """How many workers carried out a command, and how many others did not.

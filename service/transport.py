@@ -163,6 +163,9 @@ class Protocol(HttpToolsProtocol):
         if self._bytes + self._before > HEAD_BYTES and self._head_bytes() > HEAD_BYTES:
             self._refusal = HeadTooLarge(f"the head of a request may have {HEAD_BYTES} bytes")
             raise _Refused
+        if sum(name == b"host" for name, _ in self.headers) != 1 and self.parser.get_http_version() == "1.1":
+            self._refusal = Malformed("a request of HTTP/1.1 has the header Host, once")
+            raise _Refused
         self._reads = Awaited.BODY
         super().on_headers_complete()
         if self._is_same_head:

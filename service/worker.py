@@ -35,7 +35,7 @@ from service.channel import (
     link,
     receive_begin,
 )
-from service.control import ChangeModel, Command, Member, Report
+from service.control import ChangeModel, Command, Member, Prepare, Report
 from service.errors import ControlFailed, ServiceError
 from service.exposition import Family
 from service.server import Server
@@ -89,6 +89,7 @@ class Channel:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._refused: dict[int, ServiceError] = {}
         self._commands: asyncio.Queue[Do] = asyncio.Queue()
+        self._beside: set[asyncio.Task[None]] = set()
         self._may_listen = asyncio.Event()
         self._is_serving = False
 
@@ -114,6 +115,9 @@ class Channel:
 
     def look_soon(self) -> None:
         """Nothing: the supervisor had the same signal."""
+
+    def leave(self) -> None:
+        """Nothing: the supervisor does it."""
 
     async def carry_out(self, command: Command | ChangeModel) -> None:
         at, answer = self._expect()
@@ -152,6 +156,10 @@ class Channel:
             match message:
                 case Listen():
                     self._may_listen.set()
+                case Do(command=Prepare()):
+                    task = asyncio.create_task(self._carry_out(message))
+                    self._beside.add(task)
+                    task.add_done_callback(self._beside.discard)
                 case Do():
                     self._commands.put_nowait(message)
                 case Measure(at=at):
@@ -168,9 +176,11 @@ class Channel:
 
     async def _carry_out_commands(self) -> None:
         while True:
-            do = await self._commands.get()
-            failure = await self._failure(do)
-            await self._link.send(Done(do.at, failure, self._member.inventory()))
+            await self._carry_out(await self._commands.get())
+
+    async def _carry_out(self, do: Do) -> None:
+        failure = await self._failure(do)
+        await self._link.send(Done(do.at, failure, self._member.inventory()))
 
     async def _failure(self, do: Do) -> str | None:
         try:

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import bundle
+from bundle import store
 from training import table
 from training.arguments import where
 from training.compare import Compared, Place, compare, entries, measured
@@ -25,11 +27,12 @@ from training.tune import Study, tune
 
 def run_infer(options: argparse.Namespace) -> None:
     """Print what was found in a log file, and write the proposed recipe where `-o` says."""
+    if options.output:
+        _refuse_place(options.output)
     source = open_source(options.data, field_map=options.field_map, label=options.label)
     inferred = infer(source, options.label)
     print(describe(inferred))
     if options.output:
-        _refuse_overwriting(options.output)
         options.output.write_text(render_recipe(inferred, folder=options.output.parent))
         say(f"wrote {options.output}: read it, then run  python -m training fit {options.output}")
 
@@ -133,7 +136,7 @@ def run_score(options: argparse.Namespace) -> None:
 
 def run_verify(options: argparse.Namespace) -> None:
     """Check a bundle and say that it is whole."""
-    model = bundle.open(options.path)
+    model = _opened(options.path)
     print(
         f"{options.path} is whole: {len(model.manifest.files)} files match their sha256, "
         f"{len(model.bundle.golden_rows)} golden rows replayed, digest {model.bundle.digest}"
@@ -142,7 +145,7 @@ def run_verify(options: argparse.Namespace) -> None:
 
 def run_show(options: argparse.Namespace) -> None:
     """Print what a bundle is."""
-    model = bundle.open(options.path)
+    model = _opened(options.path)
     manifest = model.manifest
     size = sum(file.length for file in manifest.files.values())
     print(f"{manifest.name} version {manifest.version}: {manifest.key}, {manifest.task}, prediction = {manifest.link}")
@@ -166,6 +169,29 @@ def _print_metrics(metrics: dict[str, float], *, as_json: bool) -> None:
         print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None))
 
 
-def _refuse_overwriting(path: Path) -> None:
+def _refuse_place(path: Path) -> None:
+    """Raise TrainingError where no new file can be written, before any work is done for it."""
     if path.exists():
         raise TrainingError(f"{str(path)!r} exists: choose another name, or remove it first")
+    if not path.parent.is_dir():
+        raise TrainingError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise TrainingError(
+            f"{str(path)!r} cannot be written: the folder {str(path.parent)!r} is not yours to write to"
+        )
+
+
+def _opened(path: Path) -> bundle.Predictor:
+    """A bundle. Raises TrainingError for a folder above one, which says what is meant."""
+    if (path / store.MANIFEST).exists() or not path.is_dir():
+        return bundle.open(path)
+    if found := store.versions(path, ""):
+        listed = ", ".join(map(str, found))
+        raise TrainingError(f"{str(path)!r} holds the versions {listed}: name one, such as {path / str(found[-1])}")
+    models = {each: store.versions(path, each.name) for each in sorted(path.iterdir())}
+    for model, versions in models.items():
+        if versions:
+            raise TrainingError(
+                f"{str(path)!r} holds models: name a version of one, such as {model / str(versions[-1])}"
+            )
+    return bundle.open(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from service.bench import load, own, requests
+from service.bench import load, own, requests, secure
 from service.bench.load import Address, Load
 from service.bench.report import Report, report
 from service.bench.requests import BenchRefused
@@ -28,7 +28,18 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     found.add_argument("--model", required=True, help="the name of the served model")
-    found.add_argument("--url", help="a service that runs, as http://host:port (default: one of its own is started)")
+    found.add_argument(
+        "--url",
+        help="a service that runs, as http://host:port or https://host:port (default: one of its own is started)",
+    )
+    trust = found.add_mutually_exclusive_group()
+    trust.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificates to trust, in the place of the system's, where --url is https",
+    )
+    trust.add_argument("--insecure", action="store_true", help="trust any certificate there")
     found.add_argument("--key", help="an API key, where the service has keys")
     found.add_argument(
         "--bundles", help="the folder of bundles for a service of its own (default: as python -m service)"
@@ -96,16 +107,33 @@ def _turn(run: Coroutine[Any, Any, Load]) -> Load:
 
 @contextmanager
 def _service(options: argparse.Namespace) -> Iterator[Address]:
+    trust = "--ca" if options.ca else "--insecure" if options.insecure else None
     if options.url is None:
+        if trust:
+            raise BenchRefused(f"{trust} is for a service at --url https://host:port")
         with own.serving(options.bundles) as address:
             yield address
         return
     if options.bundles is not None:
         raise BenchRefused("--bundles is for a service of its own: leave it or --url out")
-    found = urlsplit(options.url)
-    if found.scheme != "http" or not found.hostname:
-        raise BenchRefused(f"--url {options.url!r}: expected http://host:port")
-    yield Address(found.hostname, found.port or 80)
+    host, port, is_https = _place(options.url)
+    if trust and not is_https:
+        raise BenchRefused(f"{trust} is for a service at https://…, and --url is another")
+    if not is_https:
+        yield Address(host, port or 80)
+    else:
+        yield Address(host, port or 443, secure.anybody() if options.insecure else secure.trusting(options.ca))
+
+
+def _place(url: str) -> tuple[str, int | None, bool]:
+    """Host, port, and whether it is HTTPS. Raises BenchRefused."""
+    try:
+        found = urlsplit(url)
+        if found.scheme in {"http", "https"} and found.hostname:
+            return found.hostname, found.port, found.scheme == "https"
+    except ValueError:  # a port that is none
+        pass
+    raise BenchRefused(f"--url {url!r}: expected http://host:port or https://host:port")
 
 
 def _count(text: str) -> int:

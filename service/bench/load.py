@@ -6,6 +6,7 @@ It reads no more of an answer than its status and length, so that it stays far q
 import asyncio
 import itertools
 import random
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -22,8 +23,16 @@ JSON: Final[dict[str, str]] = {"content-type": "application/json"}
 
 
 class Address(NamedTuple):
+    """`tls` is how it is asked over HTTPS."""
+
     host: str
     port: int
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def url(self) -> str:
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{self.host}:{self.port}"
 
 
 @dataclass
@@ -165,7 +174,8 @@ class _Loop(ABC):
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
+        host, port, tls = self._address
+        _, connection = await loop.create_connection(lambda: _Connection(self), host, port, ssl=tls)
         self._connections.add(connection)
         return connection
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Final
+from urllib.parse import urlsplit
 
+from service.bench import secure
 from service.bench.load import Address
 from service.bench.requests import BenchRefused
 
@@ -43,8 +45,10 @@ def _address(process: subprocess.Popen[bytes], said: IO[str]) -> Address:
         lines = said.read().splitlines()
         for line in lines:
             if '"url"' in line:
-                host, _, port = json.loads(line)["url"].removeprefix("http://").rpartition(":")
-                return Address(host, int(port))
+                url = urlsplit(json.loads(line)["url"])
+                assert url.hostname
+                assert url.port
+                return Address(url.hostname, url.port, secure.anybody() if url.scheme == "https" else None)
         if ended:
             raise BenchRefused("the service did not start: " + (lines[-1] if lines else "it said nothing"))
         time.sleep(LOOK_SECONDS)

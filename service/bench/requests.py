@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -28,13 +29,18 @@ class Subject(NamedTuple):
 
 def subject(address: Address, model: str, headers: Mapping[str, str]) -> Subject:
     """Ask the service for a model. Raises BenchRefused where nothing answers, or no version of it serves."""
-    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_SECONDS)
+    connection = _connection(address)
     try:
         connection.request("GET", f"/v1/models/{quote(model, safe='')}", headers=dict(headers))
         answer = connection.getresponse()
         said = json.loads(answer.read())
+    except ssl.SSLCertVerificationError as error:
+        hint = "--ca names a file of certificates to trust, --insecure trusts anybody"
+        raise BenchRefused(
+            f"the certificate of {address.url} is not trusted ({error.verify_message}): {hint}"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise BenchRefused(f"no service answers at http://{address.host}:{address.port} ({error})") from None
+        raise BenchRefused(f"no service answers at {address.url} ({error})") from None
     finally:
         connection.close()
     if answer.status != 200:
@@ -42,6 +48,13 @@ def subject(address: Address, model: str, headers: Mapping[str, str]) -> Subject
     if not said["ready"]:
         raise BenchRefused(f"no version of {model} can serve: {json.dumps(said['rejected'])}")
     return Subject(said["name"], said["version"], said["fields"], said["example"])
+
+
+def _connection(address: Address) -> http.client.HTTPConnection:
+    host, port, tls = address
+    if tls is None:
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=tls)
 
 
 def body(verb: str, asked: Subject, count: int) -> bytes:

@@ -37,6 +37,9 @@ def test_a_prediction(client: Client) -> None:
     assert answer.predictions == pytest.approx([1 / (1 + np.exp(-logit)) for logit in answer.logits])
     assert [(each.instance, each.fields) for each in answer.unknown] == [(1, ["user"])]
     assert client.predict("tiny-nfm", COLUMNS, logits=True, version=1) == answer
+    assert client.predict("tiny-nfm", COLUMNS, logits=True, version="stable") == answer
+    with pytest.raises(Refused, match="tiny-nfm has no canary; it has the versions 1"):
+        client.predict("tiny-nfm", ROWS, version="canary")
     assert client.predict("tiny-nfm", ROWS).logits is None
 
 
@@ -99,7 +102,7 @@ def test_a_table_gets_the_answers_of_json(client: Client) -> None:
     np.testing.assert_allclose(found["logit"].to_numpy().reshape(-1, 3)[1], expected.logits or [], atol=1e-6)
     assert found["unknown"][:3].to_pylist() == [[], ["user"], []]
     assert found.schema.metadata[b"digest"].decode() == expected.digest
-    batch = client.predict_arrow("tiny-nfm", table.to_batches()[0].slice(0, 2), version=1)
+    batch = client.predict_arrow("tiny-nfm", table.to_batches()[0].slice(0, 2), version="stable")
     assert batch["prediction"].to_pylist() == pytest.approx(expected.predictions[:2], abs=1e-6)
 
 

@@ -123,3 +123,13 @@ def test_a_busy_service_is_asked_again_for_real() -> None:
 
 def test_names_are_quoted() -> None:
     assert calls.address("a/../b c?", 2) == "/v1/models/a%2F..%2Fb%20c%3F/versions/2"
+
+
+def test_a_version_is_a_number_or_a_route() -> None:
+    assert [calls.address("m", version) for version in (3, "canary", None)] == [
+        "/v1/models/m/versions/3",
+        "/v1/models/m/versions/canary",
+        "/v1/models/m",
+    ]
+    with pytest.raises(ValueError, match=r"version '\.\./2': expected a number or one of stable, canary, shadow"):
+        calls.address("m", "../2")  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ class Target:
         return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
 
     def get(self, path: str) -> str:
-        connection = http.client.HTTPConnection(*self.address, timeout=30)
+        connection = http.client.HTTPConnection(*self.address[:2], timeout=30)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()
@@ -141,7 +141,7 @@ async def overload(target: Target, peak: Peak, times: float) -> Found:
 @contextmanager
 def watched(target: Target) -> Iterator[list[Life]]:
     """Asks for /livez meanwhile, from a process of its own; in the end, what it found."""
-    command = [sys.executable, lives.__file__, *map(str, target.address), str(target.process.pid)]
+    command = [sys.executable, lives.__file__, *map(str, target.address[:2]), str(target.process.pid)]
     found = list[Life]()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield found
@@ -270,7 +270,7 @@ def test_a_storm_of_retries_ends_by_itself(serve: Callable[..., Target], measure
     async def run() -> tuple[float, int]:
         peak, before = await target.peak(), target.cpu
         loop = asyncio.get_running_loop()
-        clients = [(await loop.create_connection(Job, *target.address))[1] for _ in range(CLIENTS)]
+        clients = [(await loop.create_connection(Job, *target.address[:2]))[1] for _ in range(CLIENTS)]
         async with asyncio.timeout(100):
             await asyncio.gather(*(client.done for client in clients))
         return CLIENTS * JOBS * peak.cpu / (target.cpu - before), sum(client.retries for client in clients)
@@ -285,7 +285,7 @@ def test_ten_thousand_disconnects_leave_no_slot_taken(serve: Callable[..., Targe
     target = serve()
 
     async def leave(request: bytes) -> None:
-        _, writer = await asyncio.open_connection(*target.address)
+        _, writer = await asyncio.open_connection(*target.address[:2])
         writer.write(request)
         await asyncio.sleep(0.01)
         writer.transport.abort()

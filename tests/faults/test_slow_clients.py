@@ -154,7 +154,7 @@ def test_answers(serving: Callable[..., AbstractContextManager[Service]], measur
         for client in clients:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", service.port))
-            head = b"POST /v1/models/tiny-fm:explain HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(asked)
+            head = b"POST /v1/models/tiny-fm:explain HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(asked)
             client.sendall(head + asked)
             client.recv(100)
         begun = time.monotonic()  # all are being answered

@@ -108,6 +108,13 @@ def three_versions(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
+def copied(bundles: Path, root: Path, model: str, version: int) -> Path:
+    """Puts one of the tiny bundles into `root` under a version number of the test's choice."""
+    target = root / model / str(version)
+    _copy(bundles / model / "1", target, version=version)
+    return target
+
+
 def _copy(bundle: Path, target: Path, **manifest: object) -> None:
     """A bundle under another name and version."""
     shutil.copytree(bundle, target)
@@ -126,9 +133,7 @@ def publish(bundles: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Puts tiny-fm into `tmp_path` under a version number of the test's choice."""
 
     def copy(version: int) -> Path:
-        target = tmp_path / "tiny-fm" / str(version)
-        _copy(bundles / "tiny-fm" / "1", target, version=version)
-        return target
+        return copied(bundles, tmp_path, "tiny-fm", version)
 
     return copy
 

@@ -16,6 +16,7 @@ from service.bench.load import LOST, UNANSWERED, Address, Load
 from service.bench.report import report
 from service.bench.requests import Subject
 from service.messages import PredictRequest, RankRequest
+from tests.service.test_tls import certify
 
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
@@ -168,6 +169,20 @@ def test_the_command_against_a_service_that_runs(bundles: Path, started: Started
     assert "tiny-afm" in wrong.stderr
 
 
+def test_the_command_over_https(bundles: Path, started: Started, tmp_path: Path) -> None:
+    cert, key = certify(tmp_path, 1)
+    flags = ("--model", "tiny-fm", "--url")
+    with started("--bundles", str(bundles), "--tls-cert", str(cert), "--tls-key", str(key)) as (_, url):
+        for trust in (("--ca", str(cert)), ("--insecure",)):
+            ended = bench(*flags, url, *trust)
+            assert ended.returncode == 0, ended.stderr
+            assert "errors:" not in ended.stdout
+        refused = bench(*flags, url)
+    assert refused.returncode == 1
+    assert f"the certificate of {url} is not trusted (self-signed certificate)" in refused.stderr
+    assert "--ca names a file" in refused.stderr
+
+
 def test_the_command_starts_and_stops_a_service_of_its_own(bundles: Path) -> None:
     ended = bench("--bundles", str(bundles), "--model", "tiny-fm", "--rate", "50")
     assert ended.returncode == 0, ended.stderr
@@ -177,7 +192,11 @@ def test_the_command_starts_and_stops_a_service_of_its_own(bundles: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "m", "--url", "https://host"), "expected http://host:port"),
+        (("--model", "m", "--url", "ftp://host"), "expected http://host:port or https://host:port"),
+        (("--model", "m", "--url", "http://host:port"), "expected http://host:port or https://host:port"),
+        (("--model", "m", "--url", "https://h:1", "--ca", "absent.pem"), "'absent.pem': expected a file of PEM"),
+        (("--model", "m", "--url", "http://h:1", "--insecure"), "--insecure is for a service at https://"),
+        (("--model", "m", "--ca", "ca.pem"), "--ca is for a service at --url https://host:port"),
         (("--model", "m", "--url", "http://127.0.0.1:9"), "no service answers at http://127.0.0.1:9"),
         (("--model", "m", "--url", "http://h:1", "--bundles", "b"), "leave it or --url out"),
         (("--model", "m", "--rate", "0"), "expected a number above 0"),

@@ -2,6 +2,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from httpx import Client
@@ -204,7 +205,7 @@ def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_pat
     publish(1)
     (publish(2) / "weights.bin").write_bytes(b"broken")
     first, second, third = (Catalog(chosen, Metrics()) for _ in range(3))
-    first.load(asyncio.run(Planner(chosen).start()))
+    first.load(asyncio.run(Planner(chosen, AsyncMock()).start()))
     publish(3)
     second.load(first.inventory())
     assert second.inventory() == first.inventory()

@@ -139,7 +139,7 @@ def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch,
                 writer.close()
                 await writer.wait_closed()
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            writer.write(b"GET /metrics HTTP/1.1\r\nconnection: close\r\n\r\n")
+            writer.write(b"GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
             text = (await reader.read()).decode()
             writer.close()
             await writer.wait_closed()
@@ -167,8 +167,8 @@ def test_the_service_cannot_tell(bundles: Path, monkeypatch: pytest.MonkeyPatch,
 def test_requests_that_come_together_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut in three anywhere, with known heads inside of bodies."""
     inner = ANY + b"abcd"
-    stream = ASKED + posted("/", inner) + ASKED + b"GET / HTTP/1.1\r\n\r\n" + ASKED
-    known = knowing(ASKED, posted("/", inner), b"GET / HTTP/1.1\r\n\r\n")
+    stream = ASKED + posted("/", inner) + ASKED + b"GET / HTTP/1.1\r\nhost: h\r\n\r\n" + ASKED
+    known = knowing(ASKED, posted("/", inner), b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
     expected = ANSWER + HEAD + b"content-length: 1\r\n\r\n9" + ANSWER + HEAD + b"content-length: 1\r\n\r\n0" + ANSWER
 
     async def ask() -> None:
@@ -228,7 +228,9 @@ def test_a_body_that_nobody_reads_is_no_request(monkeypatch: pytest.MonkeyPatch)
 
     async def ask() -> None:
         connection = Connection(early, heads=known)
-        await connection.say(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (3 * len(ASKED)), *[ASKED] * 3)
+        await connection.say(
+            b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % (3 * len(ASKED)), *[ASKED] * 3
+        )
         assert connection.said == [HEAD + b"content-length: 1\r\n\r\nx"]
         await connection.say(ASKED)
         assert len(connection.said) == 2
@@ -241,15 +243,15 @@ def test_a_body_that_nobody_reads_is_no_request(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "request_",
     [
-        b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nx",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
-        b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % (b"x" * LONGEST),
-        b"\r\nGET / HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\na: b\r\n folded\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\na: %b\r\n\r\n" % (b"x" * LONGEST),
+        b"\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\na: b\r\n folded\r\n\r\n",
         b"POST / HTTP/1.1\ncontent-length: 6\n\nx\r\n\r\nx",
-        b"POST / HTTP/1.1\r\ncontent-length: 6\n\r\nx\r\n\r\nx",
-        b"POST / HTTP/1.1\r\ncontent-length: 6\r\n\nx\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 6\n\r\nx\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 6\r\n\nx\r\n\r\nx",
     ],
 )
 def test_what_is_no_plain_head_is_never_known(request_: bytes) -> None:
@@ -258,7 +260,7 @@ def test_what_is_no_plain_head_is_never_known(request_: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"connection: close\r\n", b""])
 def test_a_head_that_closes_is_never_known(line: bytes) -> None:
-    request = b"GET / HTTP/1.%d\r\n%b\r\n" % (bool(line), line)
+    request = b"GET / HTTP/1.%d\r\nhost: h\r\n%b\r\n" % (bool(line), line)
     known = Heads()
 
     async def ask() -> None:
@@ -273,8 +275,8 @@ def test_a_head_that_closes_is_never_known(line: bytes) -> None:
 
 
 def test_so_many_heads_are_kept() -> None:
-    known = knowing(*(b"GET /%d HTTP/1.1\r\n\r\n" % at for at in range(HEADS + 10)))
-    kept = [known.find(b"GET /%d HTTP/1.1\r\n\r\n" % at) is not None for at in range(HEADS + 10)]
+    known = knowing(*(b"GET /%d HTTP/1.1\r\nhost: h\r\n\r\n" % at for at in range(HEADS + 10)))
+    kept = [known.find(b"GET /%d HTTP/1.1\r\nhost: h\r\n\r\n" % at) is not None for at in range(HEADS + 10)]
     assert kept == [False] * HEADS + [True] * 10
 
 

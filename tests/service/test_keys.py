@@ -17,7 +17,7 @@ import pytest
 from bundle import signature
 from service import __main__, keys, settings
 from service.guard import Guard
-from service.keys import Key, Keys
+from service.keys import Key, Keys, KeysRefused
 from service.recorder import Record
 from service.settings import Settings, SettingsRefused
 
@@ -223,11 +223,16 @@ def test_keys_that_make_no_sense_are_refused_without_being_shown(
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert __main__.main(["--bundles", str(tmp_path), "--api-keys", str(path)]) == 1
     said = capsys.readouterr().err
-    assert message in said
+    assert said.startswith(message.replace("api_keys", f"api_keys '{path}'"))
     assert "canary" not in said
 
 
-@pytest.mark.parametrize("given", ["absent-canary", "shop canary-key predict", "canary\x00"])
+def test_keys_that_are_no_file_are_told_by_their_line() -> None:
+    with pytest.raises(KeysRefused, match=r"^api_keys, line 2: expected a sha256"):
+        keys.check(f"{line('shop', 'predict')};ops canary-key admin")
+
+
+@pytest.mark.parametrize("given", ["absent-canary", "shop canary-key predict", "canary\x00", "canary" * 100])
 def test_a_file_that_is_not_there_is_refused_and_not_named(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It may be a key that somebody has put there."""
     assert __main__.main(["--api-keys", given]) == 1
@@ -265,7 +270,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     said = [json.loads(each) for each in lines.getvalue().splitlines()]
     assert [each["event"] for each in said] == ["keys not read"] * 3 + ["keys"]
     assert [each["level"] for each in said] == ["error"] * 3 + ["info"]
-    assert said[0]["reason"].startswith("api_keys, line 1: expected a sha256")
+    assert said[0]["reason"].startswith(f"api_keys '{file}', line 1: expected a sha256")
     assert said[-1]["names"] == ["why"]
 
 

@@ -15,7 +15,7 @@ from bundle import EncodedRows
 from service.alone import Alone
 from service.batcher import Scored
 from service.catalog import Catalog
-from service.control import ChangeModel, Member
+from service.control import ChangeModel, Command, Member, Prepare, Serve
 from service.errors import NotFound, NotReady
 from service.metrics import Metrics
 from service.settings import Settings
@@ -44,7 +44,15 @@ def change(publish: Publish, catalog: Catalog, settings: Settings, metrics: Metr
     """Changes what serves, which is tiny-fm, version 1, from `tmp_path`."""
     publish(1)
     alone = Alone(settings)
-    asyncio.run(alone.join(Member(catalog.load, catalog.apply, catalog.inventory, metrics.registry)))  # type: ignore[arg-type]
+
+    def apply(command: Command | Prepare) -> None:
+        if isinstance(command, Prepare):
+            catalog.open(command.serve)
+        else:
+            assert isinstance(command, Serve)
+            catalog.apply(command)
+
+    asyncio.run(alone.join(Member(catalog.load, apply, catalog.inventory, metrics.registry)))
 
     def carry_out(action: str, model: str = "tiny-fm", **more: Any) -> None:
         asyncio.run(alone.carry_out(ChangeModel(action, model, **more)))  # type: ignore[arg-type]

@@ -92,8 +92,9 @@ def requests() -> Iterator[bytes]:
 
 
 def request(method: bytes, path: bytes, headers: bytes, body: bytes) -> bytes:
-    head = b"%b %b HTTP/1.1\r\n%bconnection: close\r\ncontent-length: %d\r\n\r\n" % (method, path, headers, len(body))
-    return head + body
+    host = b"" if headers.startswith(b"host: ") else b"host: h\r\n"
+    rest = b"%b%bconnection: close\r\ncontent-length: %d\r\n\r\n" % (host, headers, len(body))
+    return b"%b %b HTTP/1.1\r\n%b" % (method, path, rest) + body
 
 
 def answered(url: str, sent: bytes) -> bytes:

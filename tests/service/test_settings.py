@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bundle.device import Gpu
-from service import settings
+from service import __main__, settings
 from service.settings import Settings, SettingsRefused
 
 
@@ -38,12 +38,31 @@ def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.Monke
         (["--provider", "gpu"], "'cuda'"),
         (["--max-rows", "0"], "--max-rows"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
+        (["--admin", "si"], "a key of the file): expected true or false"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsRefused) as refused:
         settings.load(arguments)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["true", "TRUE", "1", "yes", "on"])
+def test_what_is_true_may_be_said_in_several_ways(text: str, file: Path) -> None:
+    assert settings.load(["--admin", text]).admin
+    file.write_text(f'admin = "{text}"\ntf32 = 1\nhardened = true')
+    chosen = settings.load(["--config", str(file)])
+    assert (chosen.admin, chosen.tf32, chosen.hardened) == (True, True, True)
+
+
+def test_a_folder_of_bundles_that_is_not_there_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert __main__.main(["--bundles", str(tmp_path / "nothere")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("bundles (--bundles, FACTORLENS_BUNDLES, or a key of the file): there is no folder '")
+    assert "nothere'; python -m training fit writes one" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("content", "message"), [("prot = 1", "did you mean port?"), ("port", "cannot be read")])
@@ -67,6 +86,8 @@ def test_every_setting_is_explained_by_help(capsys: pytest.CaptureFixture[str]) 
         assert f"--{name.replace('_', '-')} " in printed
         assert field.description
         assert field.description in printed
+    assert "python -m service bench" in printed
+    assert "python -m service keygen" in printed
 
 
 @pytest.mark.parametrize(("workers", "device", "gpus"), [(2, 0, 2), (2, 2, 4), (1, 0, 1)])

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -102,6 +102,22 @@ def test_https_with_a_certificate_that_is_replaced(
         events = [json.loads(line)["event"] for line in process.stderr]
     read = int(workers)
     assert (events.count("certificate not read"), events.count("certificate read")) == (2 * read, read)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "the beginning of a hello"])
+def test_a_handshake_has_the_time_of_a_head(
+    said: bytes, publish: Callable[[int], Path], tmp_path: Path, started: Started
+) -> None:
+    publish(1)
+    cert, key = certify(tmp_path, 1)
+    flags = ["--bundles", str(tmp_path), "--tls-cert", str(cert), "--tls-key", str(key), "--header-timeout", "1"]
+    with started(*flags) as (_, url), socket.create_connection(url.removeprefix("https://").split(":")) as silent:
+        since = time.monotonic()
+        silent.sendall(said)
+        silent.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert silent.recv(100) == b""
+        assert 0.5 < time.monotonic() - since < 3
 
 
 def test_a_certificate_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from service.transport import ADDRESS_BYTES, HEAD_BYTES, Awaited, Limits, Protoc
 HEAD = b"HTTP/1.1 200 OK\r\n"
 SECONDS = {Awaited.HEAD: 5.0, Awaited.BODY: 10.0, Awaited.ANSWER: 20.0, Awaited.IDLE: 75.0, Awaited.LEAVE: 1.0}
 PERIOD = 0.5
-ANY = b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n"
+ANY = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\n"
 
 
 class Written(asyncio.Transport):
@@ -138,31 +138,31 @@ def body(content: bytes, *, more: bool = False) -> Message:
 
 
 def test_head_and_body_are_one_write() -> None:
-    found = written(b"GET / HTTP/1.1\r\n\r\n", start(200, (b"content-length", b"2")), body(b"{}"))
+    found = written(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", start(200, (b"content-length", b"2")), body(b"{}"))
     assert found == [HEAD + b"content-length: 2\r\n\r\n{}"]
 
 
 def test_a_long_body_is_not_copied() -> None:
     content = b"x" * 100_000
     head = HEAD + b"content-length: 100000\r\n\r\n"
-    assert written(b"GET / HTTP/1.1\r\n\r\n", start(200, (b"content-length", b"100000")), body(content)) == [
+    assert written(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", start(200, (b"content-length", b"100000")), body(content)) == [
         head,
         content,
     ]
 
 
-@pytest.mark.parametrize("head", [b"HEAD / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("head", [b"HEAD / HTTP/1.1\r\nhost: h\r\n\r\n", b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"])
 def test_a_head_without_a_body_is_written(head: bytes) -> None:
     assert written(head, start(200, (b"content-length", b"0")), body(b"")) == [HEAD + b"content-length: 0\r\n\r\n"]
 
 
 def test_a_streamed_answer_is_not_held_back() -> None:
-    found = written(b"GET / HTTP/1.1\r\n\r\n", start(), body(b"one", more=True), body(b"two"))
+    found = written(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", start(), body(b"one", more=True), body(b"two"))
     assert found == [HEAD + b"transfer-encoding: chunked\r\n\r\n3\r\none\r\n", b"3\r\ntwo\r\n0\r\n\r\n"]
 
 
 def test_a_client_is_told_to_go_on_at_once() -> None:
-    request = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nx"
+    request = b"POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\nx"
     found = written(request, start(200, (b"content-length", b"0")), body(b""))
     assert found[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert found[1].startswith(HEAD)
@@ -202,7 +202,7 @@ def test_a_head_has_to_arrive_in_time(sent: bytes, trickle: bytes) -> None:
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("head", [ANY, b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"])
+@pytest.mark.parametrize("head", [ANY, b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n"])
 def test_a_body_has_to_arrive_in_time(head: bytes) -> None:
     async def ask() -> None:
         connection = Connection(reading)
@@ -311,12 +311,12 @@ def test_the_time_of_an_app_is_not_the_clients() -> None:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"x" * (ADDRESS_BYTES - 2)), None),
-        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"x" * ADDRESS_BYTES), 414),
-        (b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % (b"x" * (HEAD_BYTES - 30)), None),
-        (b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % (b"x" * HEAD_BYTES), 431),
-        (b"GET / HTTP/1.1\r\n%b\r\n" % (b"a: b\r\n" * (HEAD_BYTES // 6 + 1)), 431),
-        (b"GET / HTTP/1.1\r\na: %b" % (b"x" * HEAD_BYTES), 431),
+        (b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n" % (b"x" * (ADDRESS_BYTES - 2)), None),
+        (b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n" % (b"x" * ADDRESS_BYTES), 414),
+        (b"GET / HTTP/1.1\r\nhost: h\r\na: %b\r\n\r\n" % (b"x" * (HEAD_BYTES - 40)), None),
+        (b"GET / HTTP/1.1\r\nhost: h\r\na: %b\r\n\r\n" % (b"x" * HEAD_BYTES), 431),
+        (b"GET / HTTP/1.1\r\nhost: h\r\n%b\r\n" % (b"a: b\r\n" * (HEAD_BYTES // 6 + 1)), 431),
+        (b"GET / HTTP/1.1\r\nhost: h\r\na: %b" % (b"x" * HEAD_BYTES), 431),
         (b"GET /%b" % (b"x" * HEAD_BYTES), 431),
         (b"no HTTP\r\n\r\n", 400),
     ],
@@ -331,9 +331,30 @@ def test_a_head_has_a_limit(request_: bytes, status: int | None, pieces: int) ->
             return
         assert problem(connection.said).status == status
         assert connection.said[1:] == [b"end"]
-        await connection.say(b"GET / HTTP/1.1\r\n\r\n")
+        await connection.say(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
         assert await connection.open_for(10) == 1
         assert connection.said[2:] == [b""]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"), [(b"1", 0, 400), (b"1", 1, None), (b"1", 2, 400), (b"0", 0, None), (b"0", 1, None)]
+)
+def test_a_request_names_its_host_once(version: bytes, hosts: int, status: int | None) -> None:
+    """RFC 9112, 3.2; HTTP/1.0 knew no Host."""
+
+    async def ask() -> None:
+        connection = Connection(reading)
+        request = b"GET / HTTP/1.%b\r\na: b\r\n%b\r\n" % (version, b"Host: h\r\n" * hosts)
+        await connection.say(request)
+        if status is None:
+            assert connection.said[0].endswith(b"\r\n\r\n0")
+        else:
+            assert problem(connection.said).status == status
+            assert problem(connection.said).detail == "a request of HTTP/1.1 has the header Host, once"
+            await connection.say(request)  # nothing more is answered here
+            assert connection.said[1:] == [b"end"]
 
     asyncio.run(ask())
 
@@ -341,7 +362,7 @@ def test_a_head_has_a_limit(request_: bytes, status: int | None, pieces: int) ->
 @pytest.mark.parametrize("step", [1000, 30_000, 60_000])
 def test_requests_that_come_together_are_heads_of_their_own(step: int) -> None:
     """However they are cut: all together are longer than one head may be."""
-    request = b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % (b"x" * 300)
+    request = b"GET / HTTP/1.1\r\nhost: h\r\na: %b\r\n\r\n" % (b"x" * 300)
     long = request.replace(b"x" * 300, b"x" * HEAD_BYTES)
     many = request * 400
 
@@ -367,11 +388,11 @@ def test_what_stands_behind_a_body_has_the_same_limit() -> None:
 
     async def ask(*pieces: bytes) -> list[bytes]:
         connection = Connection(app)
-        await connection.say(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", *pieces)
+        await connection.say(b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n", *pieces)
         return connection.said
 
     assert asyncio.run(ask(b"1\r\nx\r\n", b"0\r\na: b\r\n\r\n")) == [HEAD + b"content-length: 1\r\n\r\n1"]
-    assert heads == [[(b"transfer-encoding", b"chunked")]]
+    assert heads == [[(b"host", b"h"), (b"transfer-encoding", b"chunked")]]
     long = [b"x" * 10_000] * 4
     assert problem(asyncio.run(ask(b"1\r\nx\r\n0\r\na: ", *long))).status == 431
     assert problem(asyncio.run(ask(b"1;a=", *long))).status == 431
@@ -380,7 +401,7 @@ def test_what_stands_behind_a_body_has_the_same_limit() -> None:
 def test_long_bodies_are_no_heads() -> None:
     async def ask() -> None:
         connection = Connection(reading)
-        request = b"POST / HTTP/1.1\r\ncontent-length: 200000\r\n\r\n"
+        request = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 200000\r\n\r\n"
         piece = b"x" * 50_000
         await connection.say(request + piece, piece, piece, piece + request + piece, piece, piece, piece)
         assert connection.said == [HEAD + b"content-length: 1\r\n\r\n9"] * 2

@@ -17,7 +17,7 @@ import pytest
 from httpx import Client
 
 from bundle import store
-from service import folder, planner, replays, state, trials
+from service import folder, looks, replays, state, trials
 from service.admin_routes import SHOWN
 from service.errors import Problem
 
@@ -244,7 +244,7 @@ def test_what_was_refused_for_want_of_a_process_is_tried_again(
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     publish(1)
-    monkeypatch.setattr(planner, "AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(looks, "AGAIN_SECONDS", 0.5)
     with monkeypatch.context() as patched:
         patched.setattr(trials, "_start", start)
         client = serve(watch=0.05, trials="always")
@@ -454,6 +454,17 @@ def test_what_changes_is_logged(publish: Publish, serve: Serve, lines: io.String
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     changed = [(each["action"], each["model"], each["default"]) for each in said if each["event"] == "changed"]
     assert changed == [("rollback", "tiny-fm", "1"), ("unload", "tiny-fm", None)]
+
+
+def test_why_a_provider_was_chosen_is_said_once(publish: Publish, serve: Serve, lines: io.StringIO) -> None:
+    for version in (1, 2):
+        publish(version)
+    serve()
+    loaded = [said for said in map(json.loads, lines.getvalue().splitlines()) if said["event"] == "loaded"]
+    assert [(said["version"], said["provider"], said.get("why")) for said in loaded] == [
+        (2, "cpu", "provider = cpu"),
+        (1, "cpu", None),
+    ]
 
 
 def test_a_look_forgets_what_was_refused_and_is_gone(publish: Publish, serve: Serve) -> None:

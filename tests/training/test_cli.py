@@ -100,13 +100,14 @@ def test_errors_are_one_sentence(
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("output", "sentence"), [("log.csv", "exists"), ("absent/recipe.toml", "No such file")])
+@pytest.mark.parametrize(("output", "sentence"), [("log.csv", "exists"), ("absent/recipe.toml", "there is no folder")])
 def test_infer_writes_only_a_new_file(
     output: str, sentence: str, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = shutil.copy(log, tmp_path / "log.csv")
     assert main(["infer", str(path), "--label", "clicked", "-o", str(tmp_path / output)]) == 1
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
+    assert printed == ""  # before the work
     assert error.startswith("error: ")
     assert sentence in error
     assert path.read_bytes() == log.read_bytes()
@@ -198,6 +199,20 @@ def test_bundle_verify_finds_a_changed_byte(tiny: str, tmp_path: Path, capsys: p
     weights[100] ^= 1
     (copy / "weights.bin").write_bytes(weights)
     assert "the sha256 of weights.bin is not the manifest's" in refusal(["bundle", "verify", str(copy)], capsys)
+
+
+@pytest.mark.parametrize("verb", ["verify", "show"])
+def test_a_folder_of_versions_says_which_there_are(
+    verb: str, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".checkpoints").mkdir()
+    for version in (2, 10):
+        shutil.copytree(tiny, tmp_path / "tiny" / str(version))
+    above = tmp_path / "tiny"
+    said = refusal(["bundle", verb, str(above)], capsys)
+    assert said == f"error: '{above}' holds the versions 2, 10: name one, such as {above / '10'}\n"
+    said = refusal(["bundle", verb, str(tmp_path)], capsys)
+    assert said == f"error: '{tmp_path}' holds models: name a version of one, such as {above / '10'}\n"
 
 
 def test_it_runs_as_a_module(tiny: str, tmp_path: Path) -> None:
