@@ -70,7 +70,7 @@ class Talk:
     async def metric(self, line: str) -> float:
         """One of /metrics; 0 where there is none."""
         connection = self.connect()
-        await connection.say(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await connection.say(b"GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n")
         while not connection.protocol.cycle.response_complete:
             await asyncio.sleep(0.001)
         found = re.search(rf"^{re.escape(line)} (\S+)$", b"".join(connection.said).decode(), re.MULTILINE)
@@ -290,7 +290,7 @@ def test_a_client_that_has_left_gets_nothing(bundles: Path) -> None:
 def test_requests_that_come_early_are_answered_in_order(bundles: Path) -> None:
     async def talk(to: Talk) -> None:
         connection = await to.begin(ASKED)
-        connection.protocol.data_received(b"GET /v1/nothing HTTP/1.1\r\n\r\n" + ASKED)
+        connection.protocol.data_received(b"GET /v1/nothing HTTP/1.1\r\nhost: h\r\n\r\n" + ASKED)
         async with asyncio.timeout(20):
             while len(connection.said) < 3:
                 await asyncio.sleep(0.001)
