@@ -6,6 +6,7 @@ takes what has gathered meanwhile.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from service.errors import Overdue
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SHORT_SECONDS = 1e-3  # a run up to this long, with the encoding of its rows, may hold up the event loop
 RECENT = 0.1  # weight of the newest run in the moving average
@@ -36,7 +39,7 @@ class Scored(NamedTuple):
 
 
 class Waiting(Protocol):
-    """What is told of the scores, on the event loop; a future is one. Nothing may be raised here."""
+    """What is told of the scores, on the event loop; a future is one."""
 
     def done(self) -> bool:
         """Whether nobody waits any more."""
@@ -122,7 +125,7 @@ class Batcher(Generic[T]):
                 continue
             if entry.due < now:
                 self._dropped("deadline", entry.rows)
-                entry.waiting.set_exception(Overdue("the request waited too long for its turn"))
+                _tell(entry.waiting, Overdue("the request waited too long for its turn"))
                 continue
             taken.append(entry)
             free -= entry.rows
@@ -148,11 +151,19 @@ class Batcher(Generic[T]):
         self, loop: asyncio.AbstractEventLoop, entries: list[_Entry[T]], answers: list[Scored | Exception]
     ) -> None:
         for entry, answer in zip(entries, answers, strict=True):
-            if entry.waiting.done():  # cancelled while it ran
-                continue
-            if isinstance(answer, Exception):
-                entry.waiting.set_exception(answer)
-            else:
-                entry.waiting.set_result(answer)
+            _tell(entry.waiting, answer)
         self._is_due = False
         self._schedule(loop)
+
+
+def _tell(waiting: Waiting, answer: Scored | Exception) -> None:
+    """Whatever goes wrong with one answer must not keep those after it from theirs."""
+    try:
+        if waiting.done():  # cancelled while it ran
+            return
+        if isinstance(answer, Exception):
+            waiting.set_exception(answer)
+        else:
+            waiting.set_result(answer)
+    except Exception:
+        log.exception("answer failed")

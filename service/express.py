@@ -12,7 +12,7 @@ from service.batcher import Scored
 from service.front import Front, is_verb
 from service.guard import Guard
 from service.heads import MEMO, Exchange, Head
-from service.recorder import Record, Recorder
+from service.recorder import CLIENT_LEFT, Record, Recorder
 from service.scoring import Scoring
 
 ASKED: Final = "asked"  # of a memo: model, version and verb; None where the head is not for here
@@ -39,28 +39,45 @@ class Express:
             if self._guard is not None:
                 self._guard.admit(scope)
             order = self._front.order(scope)
-            if not self._front.takes_at_once(order, len(exchange.body)):
+            if not self._front.takes_at_once(order, exchange.body):
                 return False
-            stages = order.loaded.statistics.request()
-            scoring = self._front.read(order, exchange.body, stages)
         except Exception:  # the long way will meet it, too, and say what it is
             return False
+        stages = order.loaded.statistics.request()
+        try:
+            scoring = self._front.read(order, exchange.body, stages)
+        except Exception as error:  # reading it once is enough
+            stages.fail()
+            order.record.failure = error
+            exchange.give_back(order.record)
+            return True
         if scoring.rows > order.loaded.batcher.rows:
             return False
-        self._front.put(order, scoring, _Taken(exchange, scope, scoring, self._recorder))
+        taken = _Taken(exchange, scope, scoring, self._recorder)
+        exchange.gone = taken.leave
+        self._front.put(order, scoring, exchange.body, taken)
         return True
 
 
 class _Taken:
     """A request that waits for the next run."""
 
-    __slots__ = ("_exchange", "_recorder", "_scope", "_scoring")
+    __slots__ = ("_exchange", "_has_left", "_recorder", "_scope", "_scoring")
 
     def __init__(self, exchange: Exchange, scope: Scope, scoring: Scoring, recorder: Recorder) -> None:
         self._exchange, self._scope, self._scoring, self._recorder = exchange, scope, scoring, recorder
+        self._has_left = False
 
     def done(self) -> bool:
-        return False  # whoever has left is found out when it is answered: a run is short
+        return self._has_left
+
+    def leave(self) -> None:
+        """The client has left: nothing has to be scored."""
+        record: Record = self._scope["state"]["record"]
+        self._has_left, record.status = True, CLIENT_LEFT
+        self._scoring.leave()
+        self._scoring.stages.fail()
+        self._recorder.close(record, self._scope)
 
     def set_result(self, scored: Scored) -> None:
         record: Record = self._scope["state"]["record"]

@@ -105,14 +105,15 @@ class Front:
         is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
         return Order(record, loaded, verb, announced, _form(verb, announced), shadow, due, is_long)
 
-    def takes_at_once(self, order: Order, length: int) -> bool:
-        """Whether a request whose body is here, with that many bytes, would be scored in the next run."""
+    def takes_at_once(self, order: Order, raw: bytes) -> bool:
+        """Whether a request whose body is here would be scored in the next run, as far as can be told without reading
+        it: it has as many rows as one of its length has on the average, but no more than it has braces."""
         loaded = order.loaded
         return (
             not order.is_long
             and self._is_soon(loaded)
-            and length <= self._settings.max_body_bytes
-            and loaded.short_pace[order.verb].rows(length) <= loaded.batcher.rows
+            and len(raw) <= self._settings.max_body_bytes
+            and max(loaded.short_pace[order.verb].rows(len(raw)), raw.count(b"{") - 1) <= loaded.batcher.rows
             and self._gate.refusal(loaded, order.verb, order.announced, is_long=False) is None
         )
 
@@ -123,12 +124,12 @@ class Front:
         request, asked = order.form.read(loaded, raw, self._settings)
         stages.read()
         rows = count_of(request)
-        return Scoring(loaded, self._form(order, raw), request, asked, rows, len(raw), stages)
+        return Scoring(loaded, request, asked, rows, len(raw), stages)
 
-    def put(self, order: Order, scoring: Scoring, waiting: Waiting) -> None:
+    def put(self, order: Order, scoring: Scoring, raw: bytes, waiting: Waiting) -> None:
         """Take a place on the event loop; the next run tells `waiting`."""
         loaded = order.loaded
-        scoring.enter(self._gate.loop, loaded.short_pace[order.verb])
+        scoring.enter(self._gate.loop, loaded.short_pace[order.verb], self._form(order, raw))
         loaded.batcher.put(scoring.request, rows=scoring.rows, due=order.due, waiting=waiting)
 
     def _is_soon(self, loaded: Runtime) -> bool:
@@ -219,10 +220,10 @@ class Front:
             is_many = scoring.rows > loaded.batcher.rows
             if is_many:
                 self._gate.admit(loaded, verb, order.announced._replace(length=len(raw)), is_long=True)
-                scoring.enter(self._gate.threads, loaded.long_pace[verb])
+                scoring.enter(self._gate.threads, loaded.long_pace[verb], self._form(order, raw))
             else:
                 waiting: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-                self.put(order, scoring, waiting)
+                self.put(order, scoring, raw, waiting)
             try:
                 if is_many:
                     scored = await self._turns.run(

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEADS: Final = 1024  # that are kept, for all connections
 LONGEST: Final = 2048  # bytes of one
+FIELDS: Final = 32  # of one: what is kept of a field takes a hundred bytes more than the field
 SHORT_BYTES: Final = 65_536  # to copy a longer body would cost more than a write
 USUAL: Final = {  # headers of answers that need no care; uvicorn writes answers with others
     b"access-control-allow-origin",
@@ -62,7 +63,8 @@ class Heads:
         # A parser may see the end of a line, or of the head, where there is no CRLF: such a head is not kept.
         lines = len(headers) + 2
         is_plain = raw.count(b"\r\n") == raw.count(b"\n") == raw.count(b"\r") == lines
-        if len(raw) > LONGEST or not is_plain or len(lengths) > 1 or any(name in ODD for name, _ in headers):
+        is_small = len(raw) <= LONGEST and len(headers) <= FIELDS
+        if not (is_small and is_plain) or len(lengths) > 1 or any(name in ODD for name, _ in headers):
             return
         if len(self._known) >= HEADS:
             self._known.clear()
@@ -75,7 +77,17 @@ class Exchange:
     """A request whose head is known and whose body is here. Whoever takes it answers it or gives it back, once;
     until then it stands where uvicorn has the cycle of a request."""
 
-    __slots__ = ("_heads", "_protocol", "_write", "body", "disconnected", "head", "keep_alive", "response_complete")
+    __slots__ = (
+        "_heads",
+        "_protocol",
+        "_write",
+        "body",
+        "disconnected",
+        "gone",
+        "head",
+        "keep_alive",
+        "response_complete",
+    )
 
     def __init__(
         self, protocol: HttpToolsProtocol, heads: Heads, head: Head, body: bytes, write: Callable[[bytes], None]
@@ -84,39 +96,45 @@ class Exchange:
         self.head, self.body = head, body
         self.response_complete = self.disconnected = False
         self.keep_alive = True
+        self.gone: Callable[[], None] | None = None  # called where the client leaves before it is answered
 
     @property
-    def message_event(self) -> asyncio.Event:
-        """What uvicorn sets when the client has left: here nobody waits for it."""
-        return asyncio.Event()
+    def message_event(self) -> "Exchange":
+        """What uvicorn sets when it has set `disconnected`."""
+        return self
+
+    def set(self) -> None:
+        if self.disconnected and not self.response_complete:
+            self.response_complete, self.body = True, b""
+            if self.gone is not None:
+                self.gone()
 
     def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes) -> None:
         """With the status 200; `fields` need no care."""
-        protocol, self.response_complete = self._protocol, True
-        if not self.disconnected:
-            opening, closes = self._heads.opening(protocol.server_state.default_headers)
-            if not (self.keep_alive or closes):
-                opening, closes = opening + b"connection: close\r\n", True
-            lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-            head = b"%bcontent-length: %d\r\n%b\r\n" % (opening, len(content), lines)
-            if len(content) > SHORT_BYTES:
-                self._write(head)
-                self._write(content)
-            else:
-                self._write(head + content)
-            if closes:
-                protocol.transport.close()
+        protocol, self.response_complete, self.body = self._protocol, True, b""
+        opening, closes = self._heads.opening(protocol.server_state.default_headers)
+        if not (self.keep_alive or closes):
+            opening, closes = opening + b"connection: close\r\n", True
+        lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        head = b"%bcontent-length: %d\r\n%b\r\n" % (opening, len(content), lines)
+        if len(content) > SHORT_BYTES:
+            self._write(head)
+            self._write(content)
+        else:
+            self._write(head + content)
+        if closes:
+            protocol.transport.close()
         if protocol.pipeline:
             protocol.on_response_complete()
         else:
             protocol.server_state.total_requests += 1
 
     def give_back(self, record: object) -> None:
-        """Have the app answer it, as if it had come just now, but with this record."""
+        """Have the app answer it, as if it had come just now, but for this record, which says what it failed of."""
         protocol = self._protocol
-        cycle = Repeated(protocol, self.head, self.body)
+        cycle = Repeated(protocol, self.head, b"")  # nobody will read it
         cycle.scope["state"]["record"] = record
-        cycle.disconnected, cycle.keep_alive = self.disconnected, self.keep_alive
+        cycle.keep_alive, self.body = self.keep_alive, b""
         if protocol.cycle is self:  # type: ignore[comparison-overlap]  # else another request has come, and waits
             protocol.cycle = cycle
         protocol._start_asgi_task(cycle, protocol.app)

@@ -40,14 +40,13 @@ class Scoring:
 
     __slots__ = ("_asked", "_form", "_lane", "_length", "_pace", "_seconds", "loaded", "request", "rows", "stages")
 
-    def __init__(
-        self, loaded: Runtime, form: Form, request: Request, asked: Any, rows: int, length: int, stages: Stages
-    ) -> None:
+    def __init__(self, loaded: Runtime, request: Request, asked: Any, rows: int, length: int, stages: Stages) -> None:
         self.loaded, self.request, self.rows, self.stages = loaded, request, rows, stages
-        self._form, self._asked, self._length = form, asked, length
+        self._asked, self._length = asked, length
 
-    def enter(self, lane: Lane, pace: Pace) -> None:
-        self._lane, self._pace = lane, pace
+    def enter(self, lane: Lane, pace: Pace, form: Form) -> None:
+        """Take a place; the answer will have that form."""
+        self._lane, self._pace, self._form = lane, pace, form
         self._seconds = lane.enter(pace, self._length, self.rows)
 
     def leave(self) -> None:

@@ -113,6 +113,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal: ServiceError | None = None
         self._find_head, self._express = limits.heads.find, limits.express
         self._head, self._is_same_head = b"", False  # the newest one, and whether it came twice
+        self._answers: RequestResponseCycle | Exchange | None = None  # what is being answered, or was the last
         self._seen: tuple[Awaited | None, object] = None, None
         self._since = 0.0
         self._due = 0  # of the bytes that were written, so many are to be read in time
@@ -123,6 +124,23 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > self._limits.connections:
             transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forsake()
+        super().connection_lost(exc)
+
+    def _forsake(self) -> None:
+        """Nothing that was asked for will be answered any more: who is at work on it may stop. uvicorn tells the newest
+        request alone."""
+        for cycle in (self._answers, *(cycle for cycle, _ in self.pipeline), self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answers = cycle
+        super()._start_asgi_task(cycle, app)
+
     def data_received(self, data: bytes) -> None:
         if self._refusal:
             return
@@ -132,8 +150,8 @@ class Protocol(HttpToolsProtocol):
             if head is not None and len(data) == len(raw) + head.length:
                 if self._express is not None and not self.flow.write_paused:
                     exchange = Exchange(self, self._limits.heads, head, data[len(raw) :], self._joining.pass_on)
+                    self.cycle = self._answers = exchange  # type: ignore[assignment]
                     if self._express(exchange):
-                        self.cycle = exchange  # type: ignore[assignment]
                         return
                 self.cycle = Repeated(self, head, data[len(raw) :])
                 self._start_asgi_task(self.cycle, self.app)
@@ -247,10 +265,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """Answer a request that the app never sees. What is still sent is read, or the client might not read why."""
         self._refusal = error
-        if self.cycle:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            self.pipeline.clear()
+        self._forsake()
         answer = errors.refused(error)
         fields = [*self.server_state.default_headers, *answer.raw_headers]
         if (b"connection", b"close") not in fields:
