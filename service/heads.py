@@ -106,12 +106,14 @@ class Exchange:
     def set(self) -> None:
         if self.disconnected and not self.response_complete:
             self.response_complete, self.body = True, b""
-            if self.gone is not None:
-                self.gone()
+            gone, self.gone = self.gone, None
+            if gone is not None:
+                gone()
 
     def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes) -> None:
         """With the status 200; `fields` need no care."""
         protocol, self.response_complete, self.body = self._protocol, True, b""
+        self.gone = None  # which leads back here: the collector would have to find it
         opening, closes = self._heads.opening(protocol.server_state.default_headers)
         if not (self.keep_alive or closes):
             opening, closes = opening + b"connection: close\r\n", True
@@ -134,7 +136,7 @@ class Exchange:
         protocol = self._protocol
         cycle = Repeated(protocol, self.head, b"")  # nobody will read it
         cycle.scope["state"]["record"] = record
-        cycle.keep_alive, self.body = self.keep_alive, b""
+        cycle.keep_alive, self.body, self.gone = self.keep_alive, b"", None
         if protocol.cycle is self:  # type: ignore[comparison-overlap]  # else another request has come, and waits
             protocol.cycle = cycle
         protocol._start_asgi_task(cycle, protocol.app)

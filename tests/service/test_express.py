@@ -1,6 +1,7 @@
 """The short way: which requests take it, and that it leads to what the long one leads to."""
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -334,6 +335,23 @@ def test_a_body_is_read_once_and_then_forgotten(bundles: Path, monkeypatch: pyte
             await to.answer(connection)
             assert connection.protocol.cycle.body == b""
         assert len(reads) == 3
+
+    talking(service(bundles), talk)
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(bundles: Path) -> None:
+    async def talk(to: Talk) -> None:
+        await to.learn(ASKED)
+        connection = to.connect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await connection.say(ASKED)
+            left = sum(type(each) is Exchange for each in gc.get_objects())
+        finally:
+            gc.enable()
+        assert to.taken == [True] * 20
+        assert left == 1  # the last one, which stands where the next will
 
     talking(service(bundles), talk)
 
