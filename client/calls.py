@@ -80,11 +80,11 @@ def health() -> Call[Health]:
 
 
 def address(model: str, version: Version | None) -> str:
-    """Raises ValueError for a version of another name than that of a route."""
+    """Raises ValueError for a version that is neither a number nor a route's name."""
     name = f"/v1/models/{quote(model, safe='')}"
     if version is None:
         return name
-    if isinstance(version, str) and version not in ROUTES:
+    if isinstance(version, str) and version not in ROUTES and not (version.isascii() and version.isdigit()):
         raise ValueError(f"version {version!r}: expected a number or one of {', '.join(ROUTES)}")
     return f"{name}/versions/{version}"
 

@@ -100,9 +100,11 @@ class Front:
         announced = body.announced(scope)
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
-        shadow = traffic.shadow_of(loaded, scope) if version is None and traffic.shadow_below else None
+        is_act = verb in self._acts or announced.arrow
+        may_have_shadow = version is None and traffic.shadow_below and not is_act
+        shadow = traffic.shadow_of(loaded, scope) if may_have_shadow else None
         due = record.started + (announced.timeout or self._settings.deadline)
-        is_long = verb in self._acts or announced.arrow or announced.coding > 0 or announced.length > INLINE_BYTES
+        is_long = is_act or announced.coding > 0 or announced.length > INLINE_BYTES
         return Order(record, loaded, verb, announced, _form(verb, announced), shadow, due, is_long)
 
     def takes_at_once(self, order: Order, raw: bytes) -> bool:
@@ -139,8 +141,7 @@ class Front:
         form, shadow = order.form, order.shadow
         if shadow is None:
             return form
-        answer = self._shadow.after(form.answer, form.read, shadow, raw, order.announced)
-        return form if answer is form.answer else form._replace(answer=answer)
+        return Form(form.read, self._shadow.after(form.answer, form.read, shadow, raw, order.announced))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         order = self.order(scope)

@@ -13,11 +13,10 @@ LOOKS: Final[tuple[Look, ...]] = get_args(Look)
 
 @dataclass(slots=True)
 class Tally:
-    """The requests of one model. Each count is written to by one thread at a time: so it is exact without a lock."""
+    """The requests of one model. `looks` are written to by one thread, `dropped` under the shadow's lock."""
 
     looks: dict[Look, int] = field(default_factory=lambda: dict.fromkeys(LOOKS, 0))  # what the shadow did look at
-    passed: int = 0  # dropped before anything was done for it
-    crowded: int = 0  # dropped for want of room, when it was answered
+    dropped: int = 0  # answered, and not looked at
 
 
 class Outcomes(Collector):
@@ -34,6 +33,6 @@ class Outcomes(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._help, labels=("model", "outcome"))
         for model, tally in list(self.tallies.items()):
-            for outcome, count in (*tally.looks.items(), ("dropped", tally.passed + tally.crowded)):
+            for outcome, count in (*tally.looks.items(), ("dropped", tally.dropped)):
                 family.add_metric((model, outcome), count)
         yield family

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event, Lock
 from typing import Any, Final, NamedTuple
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from service.body import Announced
 from service.errors import ServiceError
 from service.messages import Reply
 from service.metrics import Metrics
-from service.outcomes import Look
+from service.outcomes import Look, Tally
 from service.runtime import Request, Runtime
 from service.settings import Settings
 from service.signature import IDS
@@ -42,10 +43,11 @@ log = logging.getLogger(__name__)
 
 
 class _Sample(NamedTuple):
-    """A request that `stable` has answered with `logits`."""
+    """A request for a model that `stable` has answered with `logits`. It may wait for minutes, and keeps no version."""
 
-    stable: Runtime
-    shadow: Runtime
+    model: str
+    stable: ref[Runtime]
+    shadow: ref[Runtime]
     read: Read
     raw: bytes
     coding: int
@@ -66,18 +68,24 @@ class Shadow:
         self._reported: WeakSet[Runtime] = WeakSet()
 
     def after(self, answer: Answer, read: Read, shadow: Runtime, raw: bytes, announced: Announced) -> Answer:
-        """The same answer, after which the request is left to be scored by `shadow`, where there is room for it. To be
-        called on the event loop only."""
+        """The same answer, after which the request is left to be scored by `shadow`, where there is room for it, and
+        else counted as dropped."""
+        model = shadow.manifest.name
         if len(self._samples) >= WAITING:  # as most find it: then all else would be for nothing
-            self._tallies[shadow.manifest.name].passed += 1
-            return answer
+            return partial(self._passed, self._tallies[model], answer)
 
         def answered(stable: Runtime, scored: Scored, asked: Any) -> Reply:
             reply = answer(stable, scored, asked)
-            self._offer(_Sample(stable, shadow, read, raw, announced.coding, scored.logits))
+            self._offer(_Sample(model, ref(stable), ref(shadow), read, raw, announced.coding, scored.logits))
             return reply
 
         return answered
+
+    def _passed(self, tally: Tally, answer: Answer, stable: Runtime, scored: Scored, asked: Any) -> Reply:
+        reply = answer(stable, scored, asked)
+        with self._lock:
+            tally.dropped += 1
+        return reply
 
     def close(self) -> None:
         """Forget what waits, and end."""
@@ -94,23 +102,35 @@ class Shadow:
                     self._samples.append(sample)
                     self._bytes += len(sample.raw)
                 else:
-                    self._tallies[sample.shadow.manifest.name].crowded += 1
+                    self._tallies[sample.model].dropped += 1
                 begins, self._is_working = taken and not self._is_working, taken or self._is_working
             if begins:
                 self._runner.submit(self._work)
         except Exception:
-            log.exception("failed", extra={"facts": {"shadow": sample.shadow.manifest.version}})
+            log.exception("failed", extra={"facts": {"model": sample.model}})
 
     def _has_room(self, sample: _Sample) -> bool:
         fits = len(self._samples) < WAITING and self._bytes + len(sample.raw) <= WAITING_BYTES
         return fits and not self._closed.is_set()
 
     def _work(self) -> None:
-        while sample := self._next():
-            started = time.perf_counter()
-            outcome = self._compare(sample)
-            self._tallies[sample.shadow.manifest.name].looks[outcome] += 1
-            self._closed.wait(min(REST * (time.perf_counter() - started), LONGEST_REST))
+        while (seconds := self._look()) is not None:
+            self._closed.wait(min(REST * seconds, LONGEST_REST))
+
+    def _look(self) -> float | None:
+        """Compare the next sample: the seconds that it took, None where there is none. A version that has been unloaded
+        takes its samples with it."""
+        started = time.perf_counter()
+        sample = self._next()
+        if sample is None:
+            return None
+        tally, stable, shadow = self._tallies[sample.model], sample.stable(), sample.shadow()
+        if stable is None or shadow is None:
+            with self._lock:
+                tally.dropped += 1
+            return 0.0
+        tally.looks[self._compare(sample, stable, shadow)] += 1
+        return time.perf_counter() - started
 
     def _next(self) -> _Sample | None:
         with self._lock:
@@ -121,29 +141,28 @@ class Shadow:
             self._bytes -= len(sample.raw)
             return sample
 
-    def _compare(self, sample: _Sample) -> Look:
-        model = sample.shadow.manifest.name
+    def _compare(self, sample: _Sample, stable: Runtime, shadow: Runtime) -> Look:
         try:
-            logits = self._logits(sample)
+            logits = self._logits(sample, stable, shadow)
         except (ServiceError, InputError):
             return "refused"
         except Exception:
-            if sample.shadow not in self._reported:
-                self._reported.add(sample.shadow)
-                facts = {"model": model, "shadow": sample.shadow.manifest.version}
+            if shadow not in self._reported:
+                self._reported.add(shadow)
+                facts = {"model": sample.model, "shadow": shadow.manifest.version}
                 log.exception("shadow failed", extra={"facts": facts})
             return "failed"
-        self._difference.observe(model, np.abs(logits - np.array(sample.logits)))
+        self._difference.observe(sample.model, np.abs(logits - np.array(sample.logits)))
         return "scored"
 
-    def _logits(self, sample: _Sample) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _logits(self, sample: _Sample, stable: Runtime, shadow: Runtime) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Raises ServiceError or InputError where the shadow does not take what the stable version took."""
         limit = self._settings.max_body_bytes
         raw = body.inflate(sample.raw, sample.coding, limit=limit) if sample.coding else sample.raw
-        request, asked = sample.read(sample.shadow, raw, self._settings)
-        if isinstance(asked, Asked) and IDS in asked.inputs and not _share_ids(sample.stable, sample.shadow):
+        request, asked = sample.read(shadow, raw, self._settings)
+        if isinstance(asked, Asked) and IDS in asked.inputs and not _share_ids(stable, shadow):
             raise InputError(expected="raw values, where the versions' ids differ", received="ids")
-        return sample.shadow.logits_aside(sample.shadow.encoded([request]))
+        return shadow.logits_aside(shadow.encoded([request]))
 
 
 def _share_ids(one: Runtime, other: Runtime) -> bool:

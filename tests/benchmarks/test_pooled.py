@@ -44,7 +44,31 @@ def test_a_ratio_of_means_weighs_by_the_answers() -> None:
     assert found.high == pytest.approx(2)
 
 
-def test_answers_that_meet_a_span_are_told() -> None:
-    starts, ends = np.array([1.0, 2.5, 3.1, 5.0, 9.0]), np.array([1.5, 2.9, 3.4, 8.0, 9.5])
-    met = shadow._overlap(starts, ends, [(0.0, 0.0), (2.8, 3.0), (6.0, 6.1)])
-    assert met.tolist() == [False, True, False, True, False]
+def test_windows_that_hold_a_part_of_a_span_are_told() -> None:
+    due = np.array([9.9, 10.1, 14.9, 15.1, 20.1, 24.9, 25.1]) / 1000
+    met = shadow._meet(due, [(0.0, 0.0), (0.012, 0.013), (0.0149, 0.0151), (0.0208, 0.0209)])
+    assert met.tolist() == [False, True, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("per_second", [20, 50, 100])
+@pytest.mark.parametrize(("slower", "verdict"), [(0.0, "met"), (4e-3, "missed")])
+def test_what_is_left_out_leaves_the_ratio(per_second: int, slower: float, verdict: str) -> None:
+    """Beside the shadow 1.5 % of the answers take longer; a load that waits for its core must not hide them."""
+    draw = np.random.default_rng(0)
+    turns, rate, length = 2 * TURNS, 3000, 0.5
+    due = np.sort(draw.random(int(turns * rate * length))) * turns * length
+    turn = (due / length).astype(int)
+    is_shadowed = np.isin(turn % 4, (1, 2))
+    took = draw.gamma(4, 1e-4, due.size) + slower * (is_shadowed & (draw.random(due.size) < 0.015))
+    began = np.cumsum(draw.exponential(1 / per_second, int(1.2 * per_second * turns * length)))
+    kept = ~shadow._meet(due, [(0.0, 0.0), *((start, start + 1e-3) for start in began)])
+    assert 0.5 < kept.mean() < 0.95
+    split = np.split(np.where(kept, took, np.nan), np.searchsorted(turn, np.arange(1, turns)))
+    by_state = [[each[~np.isnan(each)] for at, each in enumerate(split) if (at % 4 in (1, 2)) == on] for on in (1, 0)]
+    found, true = pooled.quantiles(*by_state, 0.99), _p99(took[is_shadowed]) / _p99(took[~is_shadowed])
+    assert found.verdict(1.1) == verdict
+    assert found.found == pytest.approx(true, rel=0.05)
+
+
+def _p99(seconds: Seconds) -> float:
+    return float(np.quantile(seconds, 0.99))

@@ -131,5 +131,6 @@ def test_a_version_is_a_number_or_a_route() -> None:
         "/v1/models/m/versions/canary",
         "/v1/models/m",
     ]
+    assert calls.address("m", "2") == calls.address("m", 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"version '\.\./2': expected a number or one of stable, canary, shadow"):
         calls.address("m", "../2")  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def test_a_canary_gets_its_share_and_a_shadow_its_copies(three_versions: Path) -
         assert 8 <= versions.count((2,)) <= 32
         outcomes = [f'factorlens_shadow_total{{model="tiny-fm",outcome="{name}"}}' for name in ("scored", "dropped")]
         async with asyncio.timeout(20):
-            while sum([await to.metric(line) for line in outcomes]) < 2 * versions.count((1,)):
+            while sum([await to.metric(line) for line in outcomes]) != 2 * versions.count((1,)):
                 await asyncio.sleep(0.05)
 
     talking(service(three_versions, versions=3, admin=True, admin_key=ADMIN_KEY), talk)

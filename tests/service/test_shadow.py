@@ -1,5 +1,6 @@
 """The shadow: it is compared with the stable version, and no answer feels it."""
 
+import gc
 import gzip
 import json
 import re
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import httpx
 import numpy as np
@@ -123,6 +125,46 @@ def test_only_what_the_stable_version_answered_without_being_asked_for_has_a_sha
     routed.post(f"{MODEL}:predict", json=body, headers={"x-request-key": key[1]})
     until_counted(routed, scored=1)
     assert value(routed, 'factorlens_shadow_difference_count{model="tiny-fm"}') == 7
+
+
+def test_only_what_was_answered_and_may_have_a_shadow_is_dropped(
+    routed: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "WAITING", 0)
+    put(routed, stable=1, shadow=2)
+    good, bad = {"instances": [ROW]}, {"instances": [{"age": "old"}]}
+    squeezed = gzip.compress(json.dumps(bad).encode())
+    gzipped = routed.post(f"{MODEL}:predict", content=squeezed, headers={"content-encoding": "gzip"})
+    assert gzipped.status_code == 422
+    for verb, body, status in (
+        ("predict", bad, 422),
+        ("explain", good, 200),
+        ("rank", {"context": {"user": "u1"}, "candidates": [{"app": "a1"}]}, 200),
+        ("predict", {"instances": rows_of(1000)}, 200),
+        ("predict", good, 200),
+    ):
+        assert routed.post(f"{MODEL}:{verb}", json=body).status_code == status
+    assert counted(routed) == {"scored": 0, "dropped": 2, "refused": 0, "failed": 0}
+
+
+def test_what_waits_keeps_no_version_in_memory(three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "REST", 1e9)
+    monkeypatch.setattr(shadow, "LONGEST_REST", 2.0)
+    before = WeakSet(_runtimes())
+    with running(create_app(Settings(bundles=three_versions, provider="cpu", admin=True, versions=3))) as client:
+        put(client, stable=1, shadow=2)
+        for _ in range(4):
+            client.post(f"{MODEL}:predict", json={"instances": [ROW]})
+        until_counted(client, scored=1)
+        assert client.post("/v1/admin/models/tiny-fm:unload").status_code == 200
+        assert [each.manifest.version for each in _runtimes() if each not in before] == []
+        assert counted(client)["dropped"] == 0  # it rests
+        until_counted(client, scored=1, dropped=3)
+
+
+def _runtimes() -> list[Runtime]:
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is Runtime]
 
 
 def _is_canary(key: str) -> bool:
