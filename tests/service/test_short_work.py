@@ -127,7 +127,7 @@ def loaded(bundles: Path) -> Runtime:
     ],
 )
 def test_short_are_few_candidates_on_the_split_path(loaded: Runtime, asked: dict[str, object], is_short: bool) -> None:
-    assert loaded.short_candidates > 0
+    assert loaded.effort is not None
     settings, name, most = Settings(), loaded.manifest.name, loaded.short_candidates
     catalog = Catalog(settings, Metrics())
     catalog.models = {name: Model(name, {"1": loaded})}
