@@ -1,8 +1,9 @@
 """The hot path: POST :predict, :rank, :explain and infer in raw ASGI, before FastAPI sees them.
 
 A prediction of few rows, as JSON or as tensors, is read on the event loop and scored by its version's batcher together
-with others; a ranking of few candidates is made there, too. Whatever takes longer (a long or compressed body, many rows
-or candidates, an explanation) has a worker thread to itself, so that /livez stays quick.
+with others. A ranking of few values is read there, too, in turns of 1 ms together, and made in the same turn where that
+is short. Whatever takes longer (a long or compressed body, many rows or candidates, an explanation) has a worker thread
+to itself, so that /livez stays quick.
 """
 
 import asyncio
@@ -25,7 +26,6 @@ from service.errors import BodyUnsupported, Overdue, Overloaded, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.metrics import Metrics
-from service.recorder import Record
 from service.runtime import Runtime, Verb, count_of
 from service.scoring import Form, Order, Scoring
 from service.settings import Settings
@@ -38,7 +38,7 @@ ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
 INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
-INLINE_BYTES: Final = 65_536  # a body up to this long is read on the event loop, in half a millisecond at most
+INLINE_BYTES: Final = 65_536  # a longer body has a thread; a prediction that long, of empty rows, is read in 5 ms
 LONG_WAIT: Final = 0.1  # seconds: whoever waits so long may leave before
 Act = Callable[[Runtime, bytes, Settings], Reply]
 
@@ -145,50 +145,83 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         order = self.order(scope)
-        record, loaded, verb, announced = order.record, order.loaded, order.verb, order.announced
-        is_long = order.is_long
+        loaded, verb, announced = order.loaded, order.verb, order.announced
+        is_long = order.is_long and not _seems_short(order)
         self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
-        if not is_long and len(raw) <= INLINE_BYTES:
+        if not order.is_long and len(raw) <= INLINE_BYTES:
             return await self._score(order, raw, receive)
-        form = self._form(order, raw)
-        if len(raw) > INLINE_BYTES:  # it was long on its way: others may have come before it
-            self._gate.admit(loaded, verb, announced._replace(length=len(raw)), is_long=True)
+        act: Callable[[], Reply] = partial(self._act, order, self._form(order, raw), raw)
+        is_ranking = verb == "rank" and not announced.coding and len(raw) <= INLINE_BYTES
+        is_read = is_ranking and loaded.effort is not None and loaded.effort.is_soon_read(raw)
+        if is_read:
+            ranked = await self._ranking(order, raw, receive)
+            if isinstance(ranked, Reply):
+                return ranked
+            act = ranked
+        reply = await self._long(order, len(raw), act, receive, is_admitted=is_long and len(raw) <= INLINE_BYTES)
+        if is_ranking and not is_read:
+            loaded.short_pace[verb].learn_rows(len(raw), reply.rows)
+        return reply
+
+    async def _long(
+        self, order: Order, length: int, act: Callable[[], Reply], receive: Receive, *, is_admitted: bool
+    ) -> Reply:
+        """The answer to a request that has a thread to itself. Others may have come before one that only now turns out
+        to be long: that is not admitted yet."""
+        record, loaded, verb = order.record, order.loaded, order.verb
+        if not is_admitted:
+            self._gate.admit(loaded, verb, order.announced._replace(length=length), is_long=True)
         lane, pace, entered_at = self._gate.threads, loaded.long_pace[verb], time.perf_counter()
         record.received = entered_at
-        rows = pace.rows(len(raw))
-        seconds = lane.enter(pace, len(raw), rows)
+        rows = pace.rows(length)
+        seconds = lane.enter(pace, length, rows)
         try:
-            if verb == "rank" and not announced.coding and len(raw) <= INLINE_BYTES:
-                act, is_short = self._ranking(loaded, raw, record)
-            else:
-                act, is_short = lambda: self._act(order, form, raw), False
             reply = await self._turns.run(
                 act,
                 due=order.due,
                 receive=receive,
                 dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
-                is_short=is_short,
+            )
+        finally:
+            lane.leave(pace, length, rows, seconds, entered_at)
+        pace.learn_rows(length, reply.rows)
+        return reply
+
+    async def _ranking(self, order: Order, raw: bytes, receive: Receive) -> Reply | Callable[[], Reply]:
+        """The answer to a ranking that is soon read, both in one turn of the event loop; where it turns out to be long,
+        what makes the answer in a thread."""
+        record, loaded = order.record, order.loaded
+        lane, pace, entered_at = self._gate.loop, loaded.short_pace["rank"], time.perf_counter()
+        record.received = entered_at
+        rows = pace.rows(len(raw))
+
+        def read() -> Reply | Callable[[], Reply]:
+            began = time.perf_counter()
+            work = ranker.read(loaded, raw, self._settings, sets=self._sets)
+            read_seconds = time.perf_counter() - began
+
+            def act() -> Reply:
+                started = time.perf_counter()
+                reply = work.act()
+                spans = Spans(began, read_seconds, started - began - read_seconds, time.perf_counter() - started)
+                record.spans = lambda: spans
+                return reply
+
+            pace.learn_rows(len(raw), work.rows)
+            return act() if work.is_short else act
+
+        seconds = lane.enter(pace, len(raw), rows)
+        try:
+            return await self._turns.run(
+                read,
+                due=order.due,
+                receive=receive,
+                dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
+                is_short=True,
             )
         finally:
             lane.leave(pace, len(raw), rows, seconds, entered_at)
-        pace.learn_rows(len(raw), reply.rows)
-        return reply
-
-    def _ranking(self, loaded: Runtime, raw: bytes, record: Record) -> ranker.Work:
-        """A ranking of few candidates, read on the event loop: a short one then needs no thread."""
-        began = time.perf_counter()
-        work = ranker.read(loaded, raw, self._settings, sets=self._sets)
-        read_seconds = time.perf_counter() - began
-
-        def act() -> Reply:
-            started = time.perf_counter()
-            reply = work.act()
-            spans = Spans(began, read_seconds, started - began - read_seconds, time.perf_counter() - started)
-            record.spans = lambda: spans
-            return reply
-
-        return ranker.Work(act, work.is_short)
 
     def _act(self, order: Order, form: Form, raw: bytes) -> Reply:
         """The answer to a request that has a thread to itself."""
@@ -238,6 +271,18 @@ class Front:
                 return scoring.answer(scored)
             finally:
                 scoring.leave()
+
+
+def _seems_short(order: Order) -> bool:
+    """Whether a ranking may be made on the event loop, by the length that its head announces."""
+    announced, effort = order.announced, order.loaded.effort
+    return (
+        order.verb == "rank"
+        and effort is not None
+        and not announced.coding
+        and announced.length <= INLINE_BYTES
+        and order.loaded.short_pace["rank"].rows(announced.length) <= effort.candidates
+    )
 
 
 PREDICT: Final = Form(scorer.read, scorer.answer)

@@ -32,10 +32,12 @@ class Scored(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A ranking that was read. `act` makes the answer; where it `is_short`, it may do so on the event loop."""
+    """A ranking that was read. `act` makes the answer; where it `is_short`, it may do so on the event loop. The body
+    holds `rows` candidates."""
 
     act: Callable[[], Reply]
     is_short: bool
+    rows: int
 
 
 def rank(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets) -> Reply:
@@ -50,11 +52,16 @@ def read(loaded: Runtime, raw: bytes, settings: Settings, *, sets: CandidateSets
         check_count(asked.explain, limit=settings.max_rows, key="explain")
     among = asked.candidates
     if isinstance(among, str):  # it may have to be encoded yet
-        return Work(partial(_rank_set, loaded, asked, sets.find(loaded.manifest.name, among), settings), False)
+        return Work(partial(_rank_set, loaded, asked, sets.find(loaded.manifest.name, among), settings), False, 0)
     sides = _sides(loaded, asked.context, among)
-    answered = min(asked.top_k or settings.top_k, among.length)  # costs about as much as a candidate
-    is_short = sides is not None and asked.explain is None and among.length + answered <= loaded.short_candidates
-    return Work(partial(_rank_table, loaded, asked, among, sides, settings), is_short)
+    answered = min(asked.top_k or settings.top_k, among.length)
+    is_short = (
+        sides is not None
+        and asked.explain is None
+        and loaded.effort is not None
+        and loaded.effort.is_short(sides[1].columns, among.length, answered)
+    )
+    return Work(partial(_rank_table, loaded, asked, among, sides, settings), is_short, among.length)
 
 
 def _rank_table(loaded: Runtime, asked: RankAsked, among: Table, sides: Sides | None, settings: Settings) -> Reply:

@@ -18,11 +18,12 @@ from bundle import EncodedRows, Predictor, RuntimeRefused, buckets, explanation
 from bundle.device import FIRST_GPU, Gpu, Provider
 from bundle.explanation import RowExplanation
 from bundle.manifest import GraphName
-from bundle.ranking import Ranking
 from bundle.rows import Row
+from service import effort
 from service.batcher import SHORT_SECONDS, Batcher, Scored
 from service.decoder import Decoder
 from service.drift import Scores
+from service.effort import Effort
 from service.errors import RunFailed
 from service.messages import Instance
 from service.metrics import Metrics
@@ -55,8 +56,8 @@ class Runtime:
 
     `batcher`, for the event loop, scores what several requests hold in one run. Where onnxruntime fails, which no row
     that was encoded can make it do, the request gets RunFailed; `has_failed` where it fails for a golden row, too.
-    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads. A ranking of
-    `short_candidates` at most may hold up the event loop.
+    `short_pace` and `long_pace` are what requests took that came through the batcher, and in threads; `effort`
+    says which rankings are short, None that none is.
     """
 
     def __init__(self, predictor: Predictor, metrics: Metrics, longest: int = LONGEST) -> None:
@@ -85,7 +86,9 @@ class Runtime:
         seconds = _measured(predictor, GPU_ROWS_PER_RUN if on_gpu else ROWS_PER_RUN, clock)
         self.rows_per_run = best_rows(seconds)
         self._candidates_per_run = self.rows_per_run if on_gpu else CANDIDATES_PER_RUN
-        self.short_candidates = 0 if on_gpu or not self.ranking else _short_candidates(predictor, self.ranking, clock)
+        self.effort: Effort | None = None
+        if self.ranking and not on_gpu:
+            self.effort = effort.measured(self.ranking, _golden(predictor, CANDIDATES_PER_RUN), clock)
         if on_gpu:
             _warm(predictor, self.rows_per_run)
         share = 1 if on_gpu else GRAPH_SECONDS / seconds[self.rows_per_run]
@@ -282,20 +285,6 @@ def _measured(predictor: Predictor, sizes: Sequence[int], clock: Callable[[], fl
         run = partial(predictor.score.run, predictor.encoder.rows(_golden(predictor, rows)))
         seconds[rows] = min(timeit.repeat(run, timer=clock, number=1, repeat=REPEATS))
     return seconds
-
-
-def _short_candidates(predictor: Predictor, ranking: Ranking, clock: Callable[[], float]) -> int:
-    """How many candidates are encoded and scored here in half of SHORT_SECONDS, warm: amid requests it is all of it."""
-    rows, of_candidate = _golden(predictor, CANDIDATES_PER_RUN), ranking.of_candidate
-    columns = [[row.get(name) for row in rows] for name in of_candidate.names]
-    one = {name: predictor.bundle.golden_rows[0].get(name) for name in ranking.of_context.names}
-    context = ranking.of_context.rows([one])
-
-    def run() -> None:
-        ranking.logits(ranking.state(context), of_candidate.encode(columns, len(rows)))
-
-    seconds = min(timeit.repeat(run, timer=clock, number=1, repeat=REPEATS))
-    return int(len(rows) * SHORT_SECONDS / 2 / seconds)
 
 
 def _warm(predictor: Predictor, most: int) -> None:

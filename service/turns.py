@@ -18,7 +18,7 @@ from service.errors import Overdue
 T = TypeVar("T")
 Dropped = Literal["deadline", "gone"]
 
-TURN_SECONDS: Final = 1e-3  # of short work that may begin in one turn of the event loop
+TURN_SECONDS: Final = 1e-3  # after which no more short work begins in a turn of the event loop; what began ends
 LONG_QUEUE: Final = 100  # who waits behind so many may leave before
 
 

@@ -15,6 +15,7 @@ from starlette.types import Message
 from service import ranker, runtime
 from service.candidates import CandidateSets
 from service.catalog import Catalog, Model
+from service.effort import WARM_SECONDS, Effort
 from service.errors import Overdue
 from service.metrics import Metrics
 from service.runtime import Runtime
@@ -127,13 +128,15 @@ def loaded(bundles: Path) -> Runtime:
     ],
 )
 def test_short_are_few_candidates_on_the_split_path(loaded: Runtime, asked: dict[str, object], is_short: bool) -> None:
-    assert loaded.short_candidates > 0
-    settings, name, most = Settings(), loaded.manifest.name, loaded.short_candidates
+    measured = loaded.effort
+    assert measured is not None
+    settings, name = Settings(), loaded.manifest.name
     catalog = Catalog(settings, Metrics())
     catalog.models = {name: Model(name, {"1": loaded})}
     sets = CandidateSets(catalog, settings, Metrics())
     sets.put(sets.command(name, "few", json.dumps({"candidates": ITEMS}).encode()))
-    loaded.short_candidates = 6  # three, and as many in the answer
+    each = WARM_SECONDS / 6.5  # three, and as many in the answer
+    loaded.effort = Effort(each, (0.0, 0.0), each, 6, 100)
     try:
         raw = json.dumps({"context": {"user": "u1"}, **asked}).encode()
         work = ranker.read(loaded, raw, settings, sets=sets)
@@ -141,7 +144,7 @@ def test_short_are_few_candidates_on_the_split_path(loaded: Runtime, asked: dict
         count = 6 if asked.get("candidates") == ITEMS * 2 else 3
         assert work.act().rows == count
     finally:
-        loaded.short_candidates = most
+        loaded.effort = measured
 
 
 def test_a_short_ranking_is_made_on_the_event_loop(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
