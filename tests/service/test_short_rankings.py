@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from httpx import ASGITransport, AsyncClient
 
 from service import ranker, runtime
 from service.effort import MOST_VALUES, WARM_SECONDS, Effort
+from service.express import Express
 from service.front import INLINE_BYTES, Front
 from service.metrics import Metrics
 from service.runtime import Runtime
@@ -38,7 +39,7 @@ def talking(bundles: Path, talk: Talk) -> None:
             app.router.lifespan_context(app),
             AsyncClient(transport=ASGITransport(app), base_url="http://localhost") as client,
         ):
-            await talk(client, app.hooks.express._front)
+            await talk(client, cast(Express, app.hooks.express)._front)
 
     asyncio.run(run())
 
@@ -104,6 +105,8 @@ def test_the_event_loop_reads_no_ranking_of_many_values(bundles: Path, monkeypat
 
 
 def test_reading_counts_in_a_turn_of_the_event_loop(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, at = 0, list[int]()
+
     def slow(*arguments: Any, **named: Any) -> ranker.Work:
         at.append(turn)
         time.sleep(1.2 * TURN_SECONDS)
@@ -117,7 +120,6 @@ def test_reading_counts_in_a_turn_of_the_event_loop(bundles: Path, monkeypatch: 
             await asyncio.sleep(0)
         assert [each.result().status_code for each in asked] == [200] * 8
 
-    turn, at = 0, list[int]()
     read = ranker.read
     monkeypatch.setattr(ranker, "read", slow)
     talking(bundles, talk)
