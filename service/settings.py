@@ -290,7 +290,8 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     )
     for name, field in Settings.model_fields.items():
         help_text = f"{field.description} (default: {'none' if field.default is None else field.default})"
-        parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS)
+        nargs, const = ("?", "true") if field.annotation is bool else (None, None)
+        parser.add_argument(_flag(name), dest=name, help=help_text, default=argparse.SUPPRESS, nargs=nargs, const=const)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]  # a value may be a secret

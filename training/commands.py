@@ -122,14 +122,14 @@ def run_tune(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the metrics of a bundle on a labelled file."""
-    model = bundle.open(options.bundle)
+    model = _opened(options.bundle)
     metrics = evaluate(model, options.data, label=options.label, field_map=options.field_map, train=options.train)
     _print_metrics(metrics, as_json=options.json)
 
 
 def run_score(options: argparse.Namespace) -> None:
     """Write the predictions of a bundle for a file."""
-    model = bundle.open(options.bundle)
+    model = _opened(options.bundle)
     rows = score(model, options.data, options.output, keep=options.keep, field_map=options.field_map)
     say(f"wrote {options.output}: {rows:,} rows")
 

@@ -131,7 +131,13 @@ def curl_lines(model: Predictor, *, port: int) -> str:
     url = f"http://127.0.0.1:{port}/v1/models/{model.manifest.name}"
     lines = [f"curl -s {url}:{verb} -d '{json.dumps(body)}'" for verb, body in bodies.items()]
     return "\n".join(
-        ["", f"The service answers at http://127.0.0.1:{port} (documentation: /docs). Try:", "", *lines, ""]
+        [
+            "",
+            f"python -m service --port {port} answers at http://127.0.0.1:{port} (documentation: /docs). Try:",
+            "",
+            *lines,
+            "",
+        ]
     )
 
 

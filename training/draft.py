@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
@@ -51,7 +52,7 @@ def render_recipe(inferred: Inferred, *, folder: Path | None = None) -> str:
             "[model]",
             *wrap(", ".join(MODELS), 110, initial_indent="# key: ", subsequent_indent="#   "),
             'key = "fm"',
-            "embedding_dim = 16",
+            f"embedding_dim = 16  # leave it out for {' and '.join(_without('embedding_dim'))}",
             "",
             "[fit]",
             'optimizer = "adagrad"  # adagrad | adam',
@@ -63,6 +64,11 @@ def render_recipe(inferred: Inferred, *, folder: Path | None = None) -> str:
             "",
         ]
     )
+
+
+def _without(option: str) -> Iterator[str]:
+    """The models that have no such option."""
+    return (key for key, model in MODELS.items() if option not in {field.name for field in fields(model.Config)})
 
 
 def _summary(inferred: Inferred) -> list[str]:

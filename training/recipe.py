@@ -34,6 +34,7 @@ KEYS_OF_ONE_TASK: dict[str, Task] = {
     "fit.negative_sampling": "ranking",
 }
 START = ("pretrained", "warm_start")  # keys of [model] that say what to start from
+SHARED: Final = "embedding_dim", "init_std", "dropout"  # options that nearly every model has
 PATHS = {"data": ("train", "validation", "field_map"), "model": START}  # tables and their keys that name files
 OWN_NAMES: Final = {"l2", "freeze"}  # settings of fit that speak of one model's parameters
 QUOTES: Final = {'"', "'"}
@@ -300,7 +301,8 @@ def _check_names(
     known = [*beside, *(field.name for field in dataclass_fields(MODELS[key].Config))]
     for option in options:
         if option not in known:
-            raise RecipeError(unknown(options_place, option, known))
+            without = f"; {key} goes without it: leave {option} out" if option in SHARED else ""
+            raise RecipeError(unknown(options_place, option, known) + without)
 
 
 def _set(document: dict[str, Any], override: str) -> None:

@@ -43,6 +43,8 @@ def subject(address: Address, model: str, headers: Mapping[str, str]) -> Subject
         raise BenchRefused(f"no service answers at {address.url} ({error})") from None
     finally:
         connection.close()
+    if answer.status == 401:
+        raise BenchRefused(f"model {model!r}: {said.get('detail', answer.reason)} (--key gives one)")
     if answer.status != 200:
         raise BenchRefused(f"model {model!r}: {said.get('detail', answer.reason)}")
     if not said["ready"]:

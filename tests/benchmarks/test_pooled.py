@@ -64,8 +64,11 @@ def test_what_is_left_out_leaves_the_ratio(per_second: int, slower: float, verdi
     kept = ~shadow._meet(due, [(0.0, 0.0), *((start, start + 1e-3) for start in began)])
     assert 0.5 < kept.mean() < 0.95
     split = np.split(np.where(kept, took, np.nan), np.searchsorted(turn, np.arange(1, turns)))
-    by_state = [[each[~np.isnan(each)] for at, each in enumerate(split) if (at % 4 in (1, 2)) == on] for on in (1, 0)]
-    found, true = pooled.quantiles(*by_state, 0.99), _p99(took[is_shadowed]) / _p99(took[~is_shadowed])
+    over, under = (
+        [each[~np.isnan(each)] for at, each in enumerate(split) if (at % 4 in (1, 2)) == state]
+        for state in (True, False)
+    )
+    found, true = pooled.quantiles(over, under, 0.99), _p99(took[is_shadowed]) / _p99(took[~is_shadowed])
     assert found.verdict(1.1) == verdict
     assert found.found == pytest.approx(true, rel=0.05)
 

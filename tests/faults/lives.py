@@ -1,12 +1,14 @@
-"""`python lives.py HOST PORT THREAD`: asks for /livez five times a second until it is ended, and prints for each the
+"""`python lives.py HOST PORT PROCESS`: asks for /livez five times a second until it is ended, and prints for each the
 seconds it took, and those of them that somebody else is to blame for.
 
-That is what the longer of two waited for a processor meanwhile, as the scheduler counts it: THREAD, which has the
-service's event loop, or this process, between the answer and the reading of it. Of both together a part would count
-twice: the service may have waited while this process did.
+That is what the longer of two waited for a processor meanwhile, as the scheduler counts it: the service's event loop,
+which is PROCESS' first thread, or this process, between the answer and the reading of it. Of both together a part would
+count twice: the service may have waited while this process did. What the loop waited while the service itself, with
+other threads or processes, had its cores is nobody else's.
 """
 
 import http.client
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,9 +36,21 @@ def waited(schedstat: Path) -> float:
     return int(schedstat.read_text().split()[1]) / 1e9
 
 
-def ask(host: str, port: int, service: Path) -> Life:
-    clocks = OWN, service
-    before = [waited(clock) for clock in clocks]
+def used(processes: list[int]) -> float:
+    """Seconds of CPU that their threads have had, those that have ended, too."""
+    return sum(time.clock_gettime(~process << 3 | 2) for process in processes)  # as clock_getcpuclockid(3) makes it
+
+
+def family(process: int) -> list[int]:
+    """A process and all below it."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return [process, *(each for found in lists for child in found.read_text().split() for each in family(int(child)))]
+
+
+def ask(host: str, port: int, service: int) -> Life:
+    processes, cores = family(service), len(os.sched_getaffinity(service))
+    loop = Path(f"/proc/{service}/task/{service}/schedstat")
+    own, its, cpu = waited(OWN), waited(loop), used(processes)
     started = time.perf_counter()
     connection = http.client.HTTPConnection(host, port, timeout=30)
     connection.request("GET", "/livez", headers={"connection": "close"})
@@ -45,13 +59,13 @@ def ask(host: str, port: int, service: Path) -> Life:
     took = time.perf_counter() - started
     connection.close()
     assert answer.status == 200
-    return Life(took, max(waited(clock) - start for clock, start in zip(clocks, before, strict=True)))
+    others = took - (used(processes) - cpu) / cores
+    return Life(took, max(waited(OWN) - own, min(waited(loop) - its, others), 0.0))
 
 
-def main(host: str, port: str, thread: str) -> None:
-    service = Path(f"/proc/{thread}/task/{thread}/schedstat")
+def main(host: str, port: str, process: str) -> None:
     while True:
-        print(FORMAT.format(*ask(host, int(port), service)), flush=True)
+        print(FORMAT.format(*ask(host, int(port), int(process))), flush=True)
         time.sleep(PERIOD)
 
 

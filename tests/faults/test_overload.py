@@ -46,6 +46,30 @@ EXPLAIN = "/v1/models/tiny-afm:explain"
 ROW = {"user": "u1", "app": "a1", "tags": ["fun", "old"], "age": 30}
 REQUEST = load.post(EXPLAIN, json.dumps({"instances": [ROW] * 64}).encode())
 SHORT = load.post("/v1/models/tiny-fm:predict", json.dumps({"instances": [ROW]}).encode())
+HOG = """
+import asyncio, hashlib, os, sys, threading
+
+TEXT = bytes(2**23)
+
+def work():
+    while True:  # nearly always without the interpreter's lock
+        hashlib.sha256(TEXT).digest()
+
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\nconnection: close\\r\\n\\r\\nok")
+    writer.close()
+
+async def serve():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+for _ in range(int(sys.argv[1])):
+    threading.Thread(target=work, daemon=True).start()
+asyncio.run(serve())
+"""
 NEVER = {"--max-queue-rows": "1000000000", "--deadline": "1000"}  # nobody is turned away
 
 pytestmark = [
@@ -235,6 +259,22 @@ def test_a_loop_that_stands_still_is_seen(serve: Callable[..., Target], seconds:
             time.sleep(random.uniform(0.02, 0.1))  # or the asking might fall in step with it
     assert len(asked) > 3
     assert (max(life.left for life in asked) >= LIVES) == (seconds > 0)
+
+
+@pytest.mark.parametrize("threads", [0, 100])
+def test_a_loop_that_its_own_threads_starve_is_seen(threads: int) -> None:
+    """The second control: a service whose threads have its core is to blame for what its loop waits."""
+    cores = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", HOG, str(threads)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        target = Target(process, Address("127.0.0.1", int(process.stdout.readline())))
+        os.sched_setaffinity(0, {min(cores)})
+        with watched(target) as asked:
+            time.sleep(8)
+        os.sched_setaffinity(0, cores)
+        process.kill()
+    assert asked
+    assert (max(life.left for life in asked) >= LIVES) == (threads > 0)
 
 
 class Job(asyncio.Protocol):

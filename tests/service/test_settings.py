@@ -50,6 +50,8 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], message: str) -> N
 @pytest.mark.parametrize("text", ["true", "TRUE", "1", "yes", "on"])
 def test_what_is_true_may_be_said_in_several_ways(text: str, file: Path) -> None:
     assert settings.load(["--admin", text]).admin
+    assert settings.load(["--admin", "--hardened"]).hardened
+    assert settings.load(["--admin", "--port", "1"]).admin
     file.write_text(f'admin = "{text}"\ntf32 = 1\nhardened = true')
     chosen = settings.load(["--config", str(file)])
     assert (chosen.admin, chosen.tf32, chosen.hardened) == (True, True, True)

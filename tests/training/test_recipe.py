@@ -249,6 +249,10 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, base: str, extends: st
         load(tmp_path / "fm.toml")
 
 
+def test_an_option_that_only_others_have_is_to_be_left_out() -> None:
+    assert refusal("model.key=lr", "model.embedding_dim=4").endswith("; lr goes without it: leave embedding_dim out")
+
+
 def test_members_of_an_ensemble_are_read_and_refused_as_models_are() -> None:
     def members(table: str) -> list[str]:
         return ["model.key=ensemble", f"model.members=[{{ key = 'fm' }}, {{ {table} }}]"]
