@@ -173,15 +173,15 @@ class Prepare(Struct, frozen=True, tag=True):
 class ChangeModel(Struct, frozen=True, tag=True):
     """A wish, of which `service.planner` makes a command.
 
-    `load` takes in what the model's folder has now, and keeps the versions that serve already; `look` is the same of a
-    program's own accord; `reload` opens these anew, too, and tries those again that were refused; `unload` lets none
+    `load` takes in what the model's folder has now, and keeps the versions that serve already; `look` and `retry` are the
+    same of a program's own accord, but leave alone what was unloaded, and a `look` what was refused; `reload` opens these anew, too, and tries those again that were refused; `unload` lets none
     serve until the next load; `default` lets `version` answer requests that name none, the highest one where it is
     None; `rollback` refuses the default version, where it is `version` or that is None, so that the one before it
     answers; `quarantine` refuses `version`,
     with the `reason`.
     """
 
-    action: Literal["load", "look", "reload", "unload", "default", "rollback", "quarantine"]
+    action: Literal["load", "look", "retry", "reload", "unload", "default", "rollback", "quarantine"]
     model: str
     version: int | None = None
     reason: str = ""

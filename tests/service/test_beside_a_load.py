@@ -151,6 +151,25 @@ def test_what_is_decided_while_a_version_is_tried_stands(service: Service) -> No
     assert service.post("tiny-fm", "load").json()["default"] == 3
 
 
+def test_no_look_loads_again_what_was_unloaded(service: Service) -> None:
+    for model in ("tiny-fm", "tiny-lr"):
+        service.publish(model, 3)
+    with service.hold("trial", "tiny-fm", 3):
+        service.process.send_signal(signal.SIGHUP)  # a look at tiny-fm, and then at tiny-lr
+        service.reached("trial")
+        loads = [service.begin("tiny-fm", "load")]
+        time.sleep(0.3)
+        for model in ("tiny-fm", "tiny-lr"):
+            assert service.quickly(model, "unload") is None
+    assert [(load.result().status_code, load.result().json()["detail"]) for load in loads] == [
+        (409, "tiny-fm was unloaded while it was loaded")
+    ]
+    time.sleep(1)  # that a trial of tiny-lr would take
+    assert (service.versions("tiny-fm"), service.versions("tiny-lr")) == ({}, {})
+    assert [version for version, _ in service.tried] == ["tiny-fm/3"]
+    assert service.post("tiny-lr", "load").json()["default"] == 3
+
+
 def test_loads_of_one_model_are_made_in_turn_and_try_a_version_once(service: Service) -> None:
     service.publish("tiny-fm", 3)
     with service.hold("trial", "tiny-fm", 3):
