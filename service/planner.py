@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import count
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 class Planner:
     """`inventory` is what serves, as far as `keep` was told, and `last_good` what last answered by default.
 
-    `prepare` has every process carry out what changes nothing that serves, whatever else is going on.
+    `prepare` has every process carry out what changes nothing that serves, whatever else is going on. It raises
+    NotReady where that takes all of them too long.
     """
 
     def __init__(self, settings: Settings, prepare: Callable[[Prepare], Coroutine[Any, Any, None]]) -> None:
@@ -49,6 +51,7 @@ class Planner:
         self._vetting = Vetting(settings, self._serves)
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
         self._under_way: dict[str, set[Since]] = {}  # of each load of a model, those that wait for their turn, too
+        self._numbers = count()  # of Prepares
         self._slow: set[asyncio.Task[Any]] = set()
         self._is_leaving = False
 
@@ -142,11 +145,11 @@ class Planner:
         if self.holds(serve):
             yield
             return
-        await self._unless_leaving(self._prepare(Prepare(serve)))
         try:
+            await self._unless_leaving(self._prepare(Prepare(serve, next(self._numbers))))
             yield
         finally:
-            await self._prepare(Prepare(Serve(wish.model, NOTHING)))
+            await self._prepare(Prepare(Serve(wish.model, NOTHING), next(self._numbers)))
 
     async def _unless_leaving(self, slow: Coroutine[Any, Any, T]) -> T:
         """Raises NotReady where the process is about to end, and what takes long was given up."""

@@ -28,9 +28,10 @@ if trial or "service" in sys.orig_argv or "service.worker" in sys.orig_argv:
         place = os.environ["SLOW"] + ("/trial" if trial else "/open")
         with open(f"{place}-log", "a") as log:
             log.write(f"{path.parent.name}/{path.name} {os.getpid()}\\n")
-        if os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
+        gate, key = f"{place}-{path.parent.name}-{path.name}", f"{place}-{os.getpid()}"
+        if os.path.exists(gate):
             open(f"{place}-reached", "a").close()
-            while os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
+            while os.path.exists(gate) and not os.path.exists(key):
                 time.sleep(0.02)
         return load(path, **how)
     service.runtime.load = slow
@@ -57,8 +58,19 @@ class Service:
     @property
     def tried(self) -> list[tuple[str, int]]:
         """The versions that were tried, each with the process that did."""
-        tried = [line.split() for line in (self._held / "trial-log").read_text().splitlines()]
-        return [(version, int(pid)) for version, pid in tried]
+        return self._logged("trial")
+
+    def opening(self, model: str, version: int) -> list[int]:
+        """The processes that have begun to open a version to serve it."""
+        return [pid for opened, pid in self._logged("open") if opened == f"{model}/{version}"]
+
+    def let_go(self, stage: Stage, pid: int) -> None:
+        """What is held in one process goes on."""
+        (self._held / f"{stage}-{pid}").touch()
+
+    def _logged(self, stage: Stage) -> list[tuple[str, int]]:
+        lines = [line.split() for line in (self._held / f"{stage}-log").read_text().splitlines()]
+        return [(version, int(pid)) for version, pid in lines]
 
     def reached(self, stage: Stage) -> None:
         until((self._held / f"{stage}-reached").exists)
@@ -78,6 +90,10 @@ class Service:
         assert time.monotonic() - started < 1
         assert response.status_code == 200, response.text
         return response.json()["default"]
+
+    @property
+    def pids(self) -> list[int]:
+        return [each["pid"] for each in httpx.get(f"{self.url}/v1/admin/status").json()["workers"]]
 
     def versions(self, model: str) -> dict[int, str]:
         """Each with its state, as every worker says."""
@@ -131,6 +147,24 @@ def test_a_change_waits_for_no_load(service: Service) -> None:
             assert not load.done()
         assert (load.result().status_code, load.result().json()["default"]) == (200, last)
     assert service.versions("tiny-fm") == {4: "serving", 3: "serving", 2: "quarantined", 1: "serving"}
+
+
+@pytest.mark.parametrize("service", [2], indirect=True)
+def test_a_change_waits_for_no_worker_that_joined_meanwhile(service: Service) -> None:
+    service.publish("tiny-fm", 3)
+    with service.hold("open", "tiny-fm", 3):
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: len(service.opening("tiny-fm", 3)) == 2)
+        ended, stays = service.opening("tiny-fm", 3)
+        os.kill(ended, signal.SIGKILL)
+        until(lambda: len({ended, stays, *service.pids}) == 3)
+        service.let_go("open", stays)
+        until(lambda: len(service.opening("tiny-fm", 3)) == 3)
+        assert service.quickly("tiny-lr", "rollback") == 1
+        assert service.versions("tiny-fm") == {2: "serving", 1: "serving"}
+    until(lambda: service.post("tiny-fm", "default", version=None).json()["default"] == 3)
+    assert service.versions("tiny-fm") == {3: "serving", 2: "serving", 1: "serving"}
+    assert len(service.opening("tiny-fm", 3)) == 3
 
 
 def test_what_is_decided_while_a_version_is_tried_stands(service: Service) -> None:
