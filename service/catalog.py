@@ -123,6 +123,9 @@ class Catalog:
             opened = self._opened.get(known.name, Model(known.name))
             kept = {} if command.anew else known.serving
             model = self._load_model(known.name, command.versions, kept, opened.serving, opened.rejected)
+            for version, loaded in model.serving.items():
+                if loaded is opened.serving.get(version):  # for what was put since it was opened
+                    self.prepare(loaded)
             newest = next((version for version in command.versions.serving if not model.serving), None)
             refused = model.rejected.get(newest) if newest and known.serving else None
             if known.unloaded and not model.serving:  # as ready as before

@@ -258,5 +258,6 @@ def test_what_was_held_is_made_ready_once_more_before_it_serves(publish: Callabl
     catalog.prepare = lambda loaded: made.append(loaded.manifest.version)  # as where a candidate set was put since
     catalog.apply(serve)
     assert made == [1]
+    catalog.open(Prepare(ServeCommand("tiny-fm", Versions({}, {})), 2))
     catalog.apply(serve)  # it serves already
     assert made == [1]
