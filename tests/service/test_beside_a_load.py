@@ -217,11 +217,12 @@ def test_loads_of_one_model_are_made_in_turn_and_try_a_version_once(service: Ser
     assert [version for version, _ in service.tried] == ["tiny-fm/3"]
 
 
-def test_a_stop_waits_for_no_trial(service: Service) -> None:
+@pytest.mark.parametrize("stage", ["trial", "open"])
+def test_a_stop_waits_for_no_load(service: Service, stage: Stage) -> None:
     service.publish("tiny-fm", 3)
-    with service.hold("trial", "tiny-fm", 3):
+    with service.hold(stage, "tiny-fm", 3):
         loads = [service.begin("tiny-fm", action) for action in ("load", "reload")]
-        service.reached("trial")
+        service.reached(stage)
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         answers = [load.result() for load in loads]
@@ -230,5 +231,5 @@ def test_a_stop_waits_for_no_trial(service: Service) -> None:
         ] * 2
         assert service.process.wait(10) == 0
         assert time.monotonic() - started < 5
-        ((_, pid),) = service.tried
-        until(lambda: not Path(f"/proc/{pid}").exists())
+        pids = [pid for _, pid in service.tried] + service.opening("tiny-fm", 3)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
