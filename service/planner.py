@@ -35,6 +35,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+class _NeedsFolder(Exception):
+    """What serves is not enough for a wish, though it was when the wish came."""
+
+
 class Planner:
     """`inventory` is what serves, as far as `keep` was told, and `last_good` what last answered by default.
 
@@ -60,6 +64,7 @@ class Planner:
         names = await asyncio.to_thread(folder.names, self._settings.bundles)
         wishes = [ChangeModel("load", name) for name in names if not self.known(name).unloaded]
         tried = None if self._settings.trials == "later" else await self._try_out(wishes)
+        self._vetting.release(tried or ())
         planned = {wish.model: self.plan(wish, tried).versions for wish in wishes}
         return {name: planned[name] if name in planned else self.known(name) for name in names}
 
@@ -91,7 +96,10 @@ class Planner:
         if self.case(wish, {}).needs_folder:
             tried = await self._in_turn(wish, everywhere)
         else:
-            await self._decide(wish, everywhere, lambda: self.plan(wish, {}))
+            try:
+                await self._decide(wish, everywhere, lambda: self._plan_at_once(wish))
+            except _NeedsFolder:  # by now
+                tried = await self._in_turn(wish, everywhere)
         known = self.known(wish.model)
         facts = {"action": wish.action, "model": wish.model, "default": known.default, "serving": list(known.serving)}
         log.info("changed", extra={"facts": facts})
@@ -107,9 +115,17 @@ class Planner:
         with self._heeding(wish.model) as since:
             async with turn:
                 tried = await self._unless_leaving(self._try_out([wish], since))
-                async with self._opened(wish, tried, since):
-                    await self._decide(wish, everywhere, lambda: self.plan(wish, tried, since))
+                try:
+                    async with self._opened(wish, tried, since):
+                        await self._decide(wish, everywhere, lambda: self.plan(wish, tried, since))
+                finally:
+                    self._vetting.release(tried or ())
         return tried
+
+    def _plan_at_once(self, wish: ChangeModel) -> Serve:
+        if self.case(wish, {}).needs_folder:
+            raise _NeedsFolder
+        return self.plan(wish, {})
 
     @contextmanager
     def _heeding(self, model: str) -> Iterator[Since]:
