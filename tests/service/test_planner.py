@@ -63,13 +63,13 @@ def test_room_is_kept_for_what_is_yet_to_be_opened(tmp_path: Path) -> None:
     vetting = Vetting(Settings(bundles=tmp_path), lambda _: False)
     one, other = (Candidate(name, "1", published(tmp_path, name, "1")["1"]) for name in ("tiny-fm", "tiny-lr"))
 
+    async def is_good(candidate: Candidate) -> bool:
+        tried = await vetting.run(lambda tried: [] if candidate in tried else [candidate])
+        return tried[candidate] is None
+
     async def verdicts() -> list[bool]:
-        found = []
-        for each in (one, other):
-            tried = await vetting.run(lambda tried, each=each: [] if each in tried else [each])
-            found.append(tried[each] is None)
+        found = [await is_good(one), await is_good(other)]
         vetting.release([one])
-        tried = await vetting.run(lambda tried: [] if other in tried else [other])
-        return [*found, tried[other] is None]
+        return [*found, await is_good(other)]
 
     assert asyncio.run(verdicts()) == [True, False, True]
