@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bundle import device
-from service import hardening, keygen, keys, logs, settings, supervisor
+from service import aside, hardening, keygen, keys, logs, settings, supervisor
 from service.app import create_app
 from service.bench import cli as bench
 from service.keys import KeysRefused
@@ -76,4 +76,4 @@ def _bind(chosen: Settings) -> socket.socket:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(aside.end(main(sys.argv[1:])))

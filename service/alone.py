@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from anyio import to_thread
 
-from service import exposition
+from service import aside, exposition
 from service.control import ChangeModel, Command, Member, Prepare, Report, Worker
 from service.exposition import Family
 from service.looks import Looks
@@ -58,4 +58,4 @@ class Alone:
                 await to_thread.run_sync(lambda: self._planner.keep(self._member.inventory()))
 
     async def _prepare(self, command: Prepare) -> None:
-        await to_thread.run_sync(self._member.apply, command, abandon_on_cancel=True)
+        await aside.run(self._member.apply, command)

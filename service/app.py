@@ -82,7 +82,7 @@ def create_app(settings: Settings, control: Control | None = None) -> Service:
                 finally:
                     memory.give_back()
             case Prepare():
-                catalog.open(command.serve)
+                catalog.open(command)
                 memory.give_back()
             case SetRoutes():
                 catalog.route(command)

@@ -14,7 +14,7 @@ from bundle import BundleError, BundleInvalid, BundleUntrusted, Categorical, Mul
 from bundle.device import Provider
 from bundle.schema import FittedField
 from service import folder, runtime
-from service.control import Inventory, Refused, Routes, Serve, SetRoutes, Versions
+from service.control import Inventory, Prepare, Refused, Routes, Serve, SetRoutes, Versions
 from service.errors import NotFound, NotReady
 from service.messages import FieldInfo, ModelAnswer, Rejected, SizeInfo
 from service.metrics import Metrics
@@ -84,6 +84,8 @@ class Catalog:
         self.models: Mapping[str, Model] = {}
         self.prepare: Callable[[Runtime], None] = lambda _: None  # called with each version before it serves
         self._change = Lock()
+        self._hold = Lock()
+        self._newest: dict[str, int] = {}  # Prepare, by model
         self._opened: dict[str, Model] = {}  # what is held for a command to come, and what was refused, by model
         self._is_leaving = False
         self._why = ""  # the last version was loaded where it was, as the log says already
@@ -96,14 +98,20 @@ class Catalog:
         if self.missing:
             log.error("not ready", extra={"facts": {"reason": self.missing}})
 
-    def open(self, command: Serve) -> None:
-        """Open what a command would have to, and hold it, in the place of what was held for its model. May run beside
-        any change, and beside this for another model."""
-        self._opened.pop(command.model, None)
-        known = self.models.get(command.model, Model(command.model))
-        opened = self._load_model(known.name, command.versions, {} if command.anew else known.serving)
-        if opened.serving or opened.rejected:
-            self._opened[known.name] = opened
+    def open(self, prepare: Prepare) -> None:
+        """Open what a command would have to, and hold it, in the place of what was held for its model, unless a later
+        one has come by then. May run beside any change, and beside this."""
+        command, name = prepare.serve, prepare.serve.model
+        with self._hold:
+            if prepare.number < self._newest.get(name, prepare.number):
+                return
+            self._newest[name] = prepare.number
+            self._opened.pop(name, None)
+        kept = {} if command.anew else self.models.get(name, Model(name)).serving
+        opened = self._load_model(name, command.versions, kept)
+        with self._hold:
+            if self._newest[name] == prepare.number and (opened.serving or opened.rejected):
+                self._opened[name] = opened
 
     def apply(self, command: Serve) -> None:
         """Carry out a command, one at a time, and however long it takes where nothing is held for it.
@@ -115,6 +123,9 @@ class Catalog:
             opened = self._opened.get(known.name, Model(known.name))
             kept = {} if command.anew else known.serving
             model = self._load_model(known.name, command.versions, kept, opened.serving, opened.rejected)
+            for version, loaded in model.serving.items():
+                if loaded is opened.serving.get(version):  # for what was put since it was opened
+                    self.prepare(loaded)
             newest = next((version for version in command.versions.serving if not model.serving), None)
             refused = model.rejected.get(newest) if newest and known.serving else None
             if known.unloaded and not model.serving:  # as ready as before

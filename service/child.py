@@ -94,17 +94,32 @@ class Child:
         except TimeoutError:
             raise StartFailed(f"it did not listen within {seconds:g} seconds") from None
 
-    async def do(self, command: Command | Prepare, *, asked: int | None, seconds: float) -> str | None:
+    async def do(self, command: Command, *, asked: int | None, seconds: float) -> str | None:
         """Have it carry out a command; answers why it did not, None where it did."""
         try:
-            async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read
-                at, done = self._expect()
-                await self.send(Do(at, command, asked))
-                failure: str | None = await done
+            return await self._done(command, asked, seconds)
         except TimeoutError:
             return f"no answer within {seconds:g} seconds"
         except StartFailed as gone:
             return str(gone)
+
+    async def prepare(self, command: Prepare) -> bool:
+        """Have it carry out a Prepare; False where that takes too long. What it cannot prepare it will have to do
+        later: only that says whether it can."""
+        try:
+            await self._done(command, None, command.seconds)
+        except TimeoutError:
+            return False
+        except StartFailed:  # it is no more
+            pass
+        return True
+
+    async def _done(self, command: Command | Prepare, asked: int | None, seconds: float) -> str | None:
+        """Raises TimeoutError and StartFailed."""
+        async with asyncio.timeout(seconds):  # to send, too: one that hangs does not read
+            at, done = self._expect()
+            await self.send(Do(at, command, asked))
+            failure: str | None = await done
         return failure
 
     async def measure(self, *, seconds: float) -> list[Family]:

@@ -163,25 +163,29 @@ Command = PutSet | DropSet | Serve | SetRoutes
 
 class Prepare(Struct, frozen=True, tag=True):
     """Open what a `Serve` to come would have to, and hold it until the next Prepare for the model: that has nothing to
-    open any more, then. What serves does not change, so it may be carried out beside any command."""
+    open any more, then. What serves does not change, so it may be carried out beside any command. Of a model the one
+    with the highest `number` counts, in whatever order they come or are done."""
 
     seconds: ClassVar[float] = 600.0
 
     serve: Serve
+    number: int
 
 
 class ChangeModel(Struct, frozen=True, tag=True):
     """A wish, of which `service.planner` makes a command.
 
     `load` takes in what the model's folder has now, and keeps the versions that serve already; `look` is the same of a
-    program's own accord; `reload` opens these anew, too, and tries those again that were refused; `unload` lets none
+    program's own accord, but leaves what was unloaded, and `retry` is a look that tries again, as a load does, what was
+    refused for a reason that may have passed; `reload` opens those that serve anew, too, and tries those again that
+    were refused; `unload` lets none
     serve until the next load; `default` lets `version` answer requests that name none, the highest one where it is
     None; `rollback` refuses the default version, where it is `version` or that is None, so that the one before it
     answers; `quarantine` refuses `version`,
     with the `reason`.
     """
 
-    action: Literal["load", "look", "reload", "unload", "default", "rollback", "quarantine"]
+    action: Literal["load", "look", "retry", "reload", "unload", "default", "rollback", "quarantine"]
     model: str
     version: int | None = None
     reason: str = ""

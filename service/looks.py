@@ -15,7 +15,7 @@ from service.wishes import Case, digests
 
 AGAIN_SECONDS: Final = 60.0  # between trials of what was refused for a reason that may have passed
 
-Taking = Literal["look", "load"]
+Taking = Literal["look", "retry"]
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Looks:
             except Exception:  # it is to go on for as long as the service does
                 log.exception("failed")
 
-    def soon(self, action: Taking = "load") -> None:
-        if action == "load":
+    def soon(self, action: Taking = "retry") -> None:
+        if action == "retry":
             self._action = action
         self._asked.set()
 
@@ -73,11 +73,11 @@ class Looks:
             return []
 
     def _looking(self, action: Taking, name: str) -> ChangeModel:
-        """A look, or now and then a load where nothing serves for a reason that may have passed."""
+        """A look, or now and then a retry where nothing serves for a reason that may have passed."""
         known = self._planner.known(name)
         may_pass = not known.serving and any(refused.passing for refused in known.rejected.values())
         is_due = time.monotonic() - self._looked.get(name, -AGAIN_SECONDS) >= AGAIN_SECONDS
-        return ChangeModel("load" if may_pass and is_due else action, name)
+        return ChangeModel("retry" if may_pass and is_due else action, name)
 
 
 def _asks_for_others(case: Case) -> bool:

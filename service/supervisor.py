@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from signal import Signals
 from typing import Final
 
@@ -23,8 +24,8 @@ from pydantic_core import to_json
 from service import exposition
 from service.channel import Answer, Ask, Begin, Gather, Gathered, Inquire, Reported
 from service.child import Child, StartFailed
-from service.control import ChangeModel, Command, Inventory, Key, Prepare, Report
-from service.errors import ServiceError
+from service.control import ChangeModel, Command, Inventory, Key, Prepare, Report, Serve
+from service.errors import NotReady, ServiceError
 from service.exposition import Family
 from service.looks import Looks
 from service.planner import Planner
@@ -53,6 +54,14 @@ def run(settings: Settings, address: socket.socket) -> int:
     return asyncio.run(Supervisor(settings, address).run())
 
 
+@dataclass(eq=False)
+class Prepared:
+    """A Prepare, and the workers that have carried it out, or could not."""
+
+    command: Prepare
+    by: set[Child] = field(default_factory=set)
+
+
 class Supervisor:
     """Keeps `settings.workers` workers alive at one address."""
 
@@ -64,6 +73,8 @@ class Supervisor:
         self._planner = Planner(settings, self._prepare)
         self._looks = Looks(settings, self._planner)
         self._present: dict[Key, Command] = {}
+        self._leaving: set[Child] = set()  # of those, the ones that are to be replaced
+        self._prepared: dict[str, Prepared] = {}  # what workers hold for a command to come, by model
         self._one_by_one = asyncio.Lock()
         self._departed: list[Family] = []  # what those that ended had counted
         self._stop = asyncio.Event()
@@ -182,6 +193,7 @@ class Supervisor:
     async def _gone(self, child: Child) -> int:
         code = await child.ended()
         self._children.discard(child)
+        self._leaving.discard(child)
         del self._members[child.number]
         self._departed = exposition.combined([self._departed, exposition.counts(child.measured)])
         return code
@@ -249,37 +261,66 @@ class Supervisor:
         await self._everywhere(plan, None, 0)
 
     async def _prepare(self, command: Prepare) -> None:
-        """What a worker cannot prepare it will have to do later: only that says whether it can."""
-        members = self._members.values()
-        await asyncio.gather(*(child.do(command, asked=None, seconds=command.seconds) for child in members))
+        """Raises NotReady where it takes all workers too long; where it does some, these are replaced."""
+        self._prepared[command.serve.model] = prepared = Prepared(command)
+        try:
+            await self._prepare_all(prepared)
+        finally:
+            if not command.serve.versions.serving:  # nothing is held any more
+                self._prepared.pop(command.serve.model, None)
+
+    async def _prepare_all(self, prepared: Prepared) -> None:
+        """Those that join meanwhile, too."""
+        while children := self._unprepared(prepared):
+            in_time = await asyncio.gather(*(child.prepare(prepared.command) for child in children))
+            late = [child for child, was in zip(children, in_time, strict=True) if not was and child.is_alive]
+            prepared.by |= {child for child in children if child not in late}
+            if late and not prepared.by & set(self._members.values()):
+                raise NotReady(f"{prepared.command.serve.model} was not opened within {Prepare.seconds:g} seconds")
+            for child in late:
+                self._replace(child, "it took too long to open what the others have opened")
+
+    def _unprepared(self, prepared: Prepared) -> list[Child]:
+        return [child for child in self._members.values() if child not in prepared.by and child not in self._leaving]
+
+    def _replace(self, child: Child, reason: str) -> None:
+        log.error("worker differs", extra={"facts": {"worker": child.number, "reason": reason}})
+        self._leaving.add(child)
+        self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
 
     async def _everywhere(self, plan: Callable[[], Command], asker: Child | None, at: int) -> tuple[int, int]:
         """How many workers carried out a command, and how many others did not.
 
         Where some do, the others are replaced, and find it present; so are those that have come to something else. A
-        worker that ended meanwhile knows nothing any more, and does not count.
+        worker that ended meanwhile knows nothing any more, and does not count. What a worker that has joined since has
+        not opened yet, it opens first, while others go on.
         """
-        async with self._one_by_one:
-            command = await asyncio.to_thread(plan)
-            seconds = SWAP_SECONDS if self._planner.holds(command) else command.seconds
-            children = list(self._members.values())
-            answers = await asyncio.gather(
-                *(child.do(command, asked=at if child is asker else None, seconds=seconds) for child in children)
-            )
-            failed = [each for each in zip(children, answers, strict=True) if each[1] is not None and each[0].is_alive]
-            done = [child for child, failure in zip(children, answers, strict=True) if failure is None]
-            if done:
-                command.settle(self._present)
-            agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
-            best = max(agreed, key=_loaded, default=None)
-            if best:
-                await asyncio.to_thread(self._planner.keep, best.inventory)
-            others = [
-                (each, "it serves something else") for each in agreed if best and each.inventory != best.inventory
-            ]
-            for child, failure in [*others, *(failed if done else [])]:
-                log.error("worker differs", extra={"facts": {"worker": child.number, "reason": failure}})
-                self._run(child.end(Signals.SIGINT, seconds=END_SECONDS))
+        while True:
+            async with self._one_by_one:
+                command = await asyncio.to_thread(plan)
+                prepared = self._prepared.get(command.model) if isinstance(command, Serve) else None
+                if prepared is None or self._planner.holds(command) or not self._unprepared(prepared):
+                    return await self._at_once(command, asker, at)
+            await self._prepare_all(prepared)
+
+    async def _at_once(self, command: Command, asker: Child | None, at: int) -> tuple[int, int]:
+        seconds = SWAP_SECONDS if self._planner.holds(command) else command.seconds
+        children = [child for child in self._members.values() if child not in self._leaving]
+        answers = await asyncio.gather(
+            *(child.do(command, asked=at if child is asker else None, seconds=seconds) for child in children)
+        )
+        answered = zip(children, answers, strict=True)
+        failed = [(child, failure) for child, failure in answered if failure is not None and child.is_alive]
+        done = [child for child, failure in zip(children, answers, strict=True) if failure is None]
+        if done:
+            command.settle(self._present)
+        agreed = done or [child for child, _ in failed]  # what all refuse may have changed what they say
+        best = max(agreed, key=_loaded, default=None)
+        if best:
+            await asyncio.to_thread(self._planner.keep, best.inventory)
+        others = [(each, "it serves something else") for each in agreed if best and each.inventory != best.inventory]
+        for child, failure in [*others, *(failed if done else [])]:
+            self._replace(child, failure)
         return len(done), len(failed)
 
     async def _gather(self, asker: Child, gather: Gather) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from service import folder, memory, trials
@@ -25,26 +25,40 @@ class Vetting:
     def __init__(self, settings: Settings, serves: Callable[[Candidate], bool]) -> None:
         self._settings, self._serves = settings, serves
         self._one_by_one = asyncio.Lock()
+        self._needs: dict[Candidate, int] = {}  # bytes, of what was found good and is yet to be opened
 
     async def run(self, untried: Callable[[Tried], list[Candidate]]) -> Tried:
-        """Try until nothing is left: `untried` says, in a thread, what is, once so much was tried."""
+        """Try until nothing is left: `untried` says, in a thread, what is, once so much was tried. Room is kept for what
+        is good, until its release."""
         tried: Tried = {}
         async with self._one_by_one:
-            while todo := await asyncio.to_thread(untried, tried):
-                tried |= await self._try(todo)
+            try:
+                while todo := await asyncio.to_thread(untried, tried):
+                    tried |= await self._try(todo)
+            except BaseException:
+                self.release(tried)
+                raise
         return tried
+
+    def release(self, tried: Iterable[Candidate]) -> None:
+        """Keep no more room for what was found good: it was opened, or will not be."""
+        for candidate in tried:
+            self._needs.pop(candidate, None)
 
     async def _try(self, candidates: Sequence[Candidate]) -> Tried:
         """Load in another process those of which the files alone fit into memory."""
         room = memory.room()
+        if room is not None:
+            room -= sum(self._needs.values())
         needs = {each: await asyncio.to_thread(self._mapped, each) for each in candidates}
         tried = {each: _no_room(each, need, room) for each, need in needs.items()}
         fit = [each for each, why in tried.items() if why is None]
         for each, verdict in zip(fit, await trials.run(self._settings, fit, room), strict=True):
             need = needs[each] + round(SPARE * verdict.grown * self._settings.workers)
             tried[each] = verdict.refused or _no_room(each, need, room)
-            if room is not None and tried[each] is None:
-                room -= need
+            if tried[each] is None:
+                self._needs[each] = need
+                room = None if room is None else room - need
         return tried
 
     def _mapped(self, candidate: Candidate) -> int:

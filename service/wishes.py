@@ -15,13 +15,14 @@ from service.trials import Candidate
 from service.vetting import Tried
 
 ROLLED_BACK: Final = "rolled back"
-LOADING: Final = {"load", "look", "reload"}
+LOADING: Final = {"load", "look", "retry", "reload"}
+LOOKING: Final = {"look", "retry"}
 TAKING: Final = {"rollback", "quarantine"}
 
 
-@dataclass
+@dataclass(eq=False)
 class Since:
-    """What was decided about a model since a load of it began, and the load has to heed."""
+    """What was decided about a model since a load of it was asked for, and the load has to heed."""
 
     refused: dict[str, Refused] = field(default_factory=dict)
     unloaded: bool = False
@@ -45,6 +46,8 @@ class Case:
         wish, known = self.wish, self.known
         if not self.found:
             raise NotFound("there is no bundle of that name in the folder")
+        if self._is_void:
+            return Serve(wish.model, known)
         if self.since.unloaded:
             raise Conflict(f"{wish.model} was unloaded while it was loaded")
         serving = self._serving
@@ -111,6 +114,8 @@ class Case:
     def wanted(self) -> list[Candidate]:
         """The versions in the folder that are to serve, unless they turn out to be refused: those that the routes name,
         and the highest others, as many as there is room for; on trust all of these, for some may not be good."""
+        if self._is_void or self.since.unloaded:
+            return []
         known, refused = self.known, self._refused | self._refusals
         if self.wish.action in TAKING:
             refused[self.bad] = Refused("", "")
@@ -131,6 +136,11 @@ class Case:
             return folder.versions(self.bundles, self.wish.model)
         except OSError as error:
             raise NotReady(f"the folder of bundles cannot be read: {error.strerror}") from None
+
+    @property
+    def _is_void(self) -> bool:
+        """A look comes to nothing where the model was unloaded, be it since: only a load brings that back."""
+        return self.known.unloaded and self.wish.action in LOOKING
 
     @property
     def _serving(self) -> dict[str, str]:
@@ -159,7 +169,8 @@ class Case:
         return {
             version: refused
             for version, refused in rejected.items()
-            if self.found.get(version) == refused.digest and not (refused.passing and self.wish.action == "load")
+            if self.found.get(version) == refused.digest
+            and not (refused.passing and self.wish.action in {"load", "retry"})
         }
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from anyio import to_thread
 
-from service import errors, exposition, logs
+from service import aside, errors, exposition, logs
 from service.app import create_app
 from service.channel import (
     Answer,
@@ -184,7 +184,10 @@ class Channel:
 
     async def _failure(self, do: Do) -> str | None:
         try:
-            await to_thread.run_sync(self._member.apply, do.command)
+            if isinstance(do.command, Prepare):
+                await aside.run(self._member.apply, do.command)
+            else:
+                await to_thread.run_sync(self._member.apply, do.command)
         except ServiceError as error:
             if do.asked is not None:
                 self._refused[do.asked] = error
@@ -202,4 +205,4 @@ def _again(command: Command | ChangeModel) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(aside.end(main(sys.argv[1:])))

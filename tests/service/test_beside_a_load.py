@@ -28,9 +28,10 @@ if trial or "service" in sys.orig_argv or "service.worker" in sys.orig_argv:
         place = os.environ["SLOW"] + ("/trial" if trial else "/open")
         with open(f"{place}-log", "a") as log:
             log.write(f"{path.parent.name}/{path.name} {os.getpid()}\\n")
-        if os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
+        gate, key = f"{place}-{path.parent.name}-{path.name}", f"{place}-{os.getpid()}"
+        if os.path.exists(gate):
             open(f"{place}-reached", "a").close()
-            while os.path.exists(f"{place}-{path.parent.name}-{path.name}"):
+            while os.path.exists(gate) and not os.path.exists(key):
                 time.sleep(0.02)
         return load(path, **how)
     service.runtime.load = slow
@@ -57,8 +58,19 @@ class Service:
     @property
     def tried(self) -> list[tuple[str, int]]:
         """The versions that were tried, each with the process that did."""
-        tried = [line.split() for line in (self._held / "trial-log").read_text().splitlines()]
-        return [(version, int(pid)) for version, pid in tried]
+        return self._logged("trial")
+
+    def opening(self, model: str, version: int) -> list[int]:
+        """The processes that have begun to open a version to serve it."""
+        return [pid for opened, pid in self._logged("open") if opened == f"{model}/{version}"]
+
+    def let_go(self, stage: Stage, pid: int) -> None:
+        """What is held in one process goes on."""
+        (self._held / f"{stage}-{pid}").touch()
+
+    def _logged(self, stage: Stage) -> list[tuple[str, int]]:
+        lines = [line.split() for line in (self._held / f"{stage}-log").read_text().splitlines()]
+        return [(version, int(pid)) for version, pid in lines]
 
     def reached(self, stage: Stage) -> None:
         until((self._held / f"{stage}-reached").exists)
@@ -78,6 +90,10 @@ class Service:
         assert time.monotonic() - started < 1
         assert response.status_code == 200, response.text
         return response.json()["default"]
+
+    @property
+    def pids(self) -> list[int]:
+        return [each["pid"] for each in httpx.get(f"{self.url}/v1/admin/status").json()["workers"]]
 
     def versions(self, model: str) -> dict[int, str]:
         """Each with its state, as every worker says."""
@@ -133,6 +149,24 @@ def test_a_change_waits_for_no_load(service: Service) -> None:
     assert service.versions("tiny-fm") == {4: "serving", 3: "serving", 2: "quarantined", 1: "serving"}
 
 
+@pytest.mark.parametrize("service", [2], indirect=True)
+def test_a_change_waits_for_no_worker_that_joined_meanwhile(service: Service) -> None:
+    service.publish("tiny-fm", 3)
+    with service.hold("open", "tiny-fm", 3):
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: len(service.opening("tiny-fm", 3)) == 2)
+        ended, stays = service.opening("tiny-fm", 3)
+        os.kill(ended, signal.SIGKILL)
+        until(lambda: len({ended, stays, *service.pids}) == 3)
+        service.let_go("open", stays)
+        until(lambda: len(service.opening("tiny-fm", 3)) == 3)
+        assert service.quickly("tiny-lr", "rollback") == 1
+        assert service.versions("tiny-fm") == {2: "serving", 1: "serving"}
+    until(lambda: service.post("tiny-fm", "default", version=None).json()["default"] == 3)
+    assert service.versions("tiny-fm") == {3: "serving", 2: "serving", 1: "serving"}
+    assert len(service.opening("tiny-fm", 3)) == 3
+
+
 def test_what_is_decided_while_a_version_is_tried_stands(service: Service) -> None:
     with service.hold("trial", "tiny-fm", 2):
         reload = service.begin("tiny-fm", "reload")
@@ -151,6 +185,25 @@ def test_what_is_decided_while_a_version_is_tried_stands(service: Service) -> No
     assert service.post("tiny-fm", "load").json()["default"] == 3
 
 
+def test_no_look_loads_again_what_was_unloaded(service: Service) -> None:
+    for model in ("tiny-fm", "tiny-lr"):
+        service.publish(model, 3)
+    with service.hold("trial", "tiny-fm", 3):
+        service.process.send_signal(signal.SIGHUP)  # a look at tiny-fm, and then at tiny-lr
+        service.reached("trial")
+        loads = [service.begin("tiny-fm", "load")]
+        time.sleep(0.3)
+        for model in ("tiny-fm", "tiny-lr"):
+            assert service.quickly(model, "unload") is None
+    assert [(load.result().status_code, load.result().json()["detail"]) for load in loads] == [
+        (409, "tiny-fm was unloaded while it was loaded")
+    ]
+    time.sleep(1)  # that a trial of tiny-lr would take
+    assert (service.versions("tiny-fm"), service.versions("tiny-lr")) == ({}, {})
+    assert [version for version, _ in service.tried] == ["tiny-fm/3"]
+    assert service.post("tiny-lr", "load").json()["default"] == 3
+
+
 def test_loads_of_one_model_are_made_in_turn_and_try_a_version_once(service: Service) -> None:
     service.publish("tiny-fm", 3)
     with service.hold("trial", "tiny-fm", 3):
@@ -164,11 +217,12 @@ def test_loads_of_one_model_are_made_in_turn_and_try_a_version_once(service: Ser
     assert [version for version, _ in service.tried] == ["tiny-fm/3"]
 
 
-def test_a_stop_waits_for_no_trial(service: Service) -> None:
+@pytest.mark.parametrize("stage", ["trial", "open"])
+def test_a_stop_waits_for_no_load(service: Service, stage: Stage) -> None:
     service.publish("tiny-fm", 3)
-    with service.hold("trial", "tiny-fm", 3):
+    with service.hold(stage, "tiny-fm", 3):
         loads = [service.begin("tiny-fm", action) for action in ("load", "reload")]
-        service.reached("trial")
+        service.reached(stage)
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         answers = [load.result() for load in loads]
@@ -177,5 +231,5 @@ def test_a_stop_waits_for_no_trial(service: Service) -> None:
         ] * 2
         assert service.process.wait(10) == 0
         assert time.monotonic() - started < 5
-        ((_, pid),) = service.tried
-        until(lambda: not Path(f"/proc/{pid}").exists())
+        pids = [pid for _, pid in service.tried] + service.opening("tiny-fm", 3)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

@@ -2,6 +2,8 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
@@ -10,9 +12,12 @@ from httpx import Client
 from bundle import signature
 from service import runtime
 from service.catalog import Catalog, describe
+from service.control import Prepare, Versions
+from service.control import Serve as ServeCommand
 from service.errors import Problem
 from service.metrics import Metrics
 from service.planner import Planner
+from service.runtime import Runtime
 from service.settings import Settings, SettingsRefused, load
 
 Publish = Callable[[int], Path]
@@ -214,3 +219,45 @@ def test_an_inventory_is_loaded_as_it_is(publish: Callable[[int], Path], tmp_pat
     shutil.rmtree(tmp_path / "tiny-fm" / "1")
     third.load(first.inventory())
     assert third.inventory() != first.inventory()
+
+
+def test_of_two_prepares_the_later_one_counts(
+    publish: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    chosen = Settings(bundles=tmp_path, provider="cpu")
+    catalog, load, begun, gate = Catalog(chosen, Metrics()), runtime.load, Event(), Event()
+    versions = asyncio.run(Planner(chosen, AsyncMock()).start())["tiny-fm"]
+
+    def slow(path: Path, **how: Any) -> Runtime:
+        begun.set()
+        gate.wait(10)
+        return load(path, **how)
+
+    monkeypatch.setattr(runtime, "load", slow)
+    opening = Thread(target=catalog.open, args=[Prepare(ServeCommand("tiny-fm", versions), 1)])
+    opening.start()
+    assert begun.wait(10)
+    catalog.open(Prepare(ServeCommand("tiny-fm", Versions({}, {})), 2))
+    gate.set()
+    opening.join()
+    begun.clear()
+    catalog.open(Prepare(ServeCommand("tiny-fm", versions), 1))
+    assert not catalog._opened
+    assert not begun.is_set()
+    catalog.open(Prepare(ServeCommand("tiny-fm", versions), 3))
+    assert list(catalog._opened["tiny-fm"].serving) == ["1"]
+
+
+def test_what_was_held_is_made_ready_once_more_before_it_serves(publish: Callable[[int], Path], tmp_path: Path) -> None:
+    publish(1)
+    chosen, made = Settings(bundles=tmp_path, provider="cpu"), list[int]()
+    catalog = Catalog(chosen, Metrics())
+    serve = ServeCommand("tiny-fm", asyncio.run(Planner(chosen, AsyncMock()).start())["tiny-fm"])
+    catalog.open(Prepare(serve, 1))
+    catalog.prepare = lambda loaded: made.append(loaded.manifest.version)  # as where a candidate set was put since
+    catalog.apply(serve)
+    assert made == [1]
+    catalog.open(Prepare(ServeCommand("tiny-fm", Versions({}, {})), 2))
+    catalog.apply(serve)  # it serves already
+    assert made == [1]

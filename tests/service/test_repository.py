@@ -47,7 +47,7 @@ def change(publish: Publish, catalog: Catalog, settings: Settings, metrics: Metr
 
     def apply(command: Command | Prepare) -> None:
         if isinstance(command, Prepare):
-            catalog.open(command.serve)
+            catalog.open(command)
         else:
             assert isinstance(command, Serve)
             catalog.apply(command)

@@ -7,16 +7,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import httpx
 import pytest
 
 from service.channel import Answer, Ask
-from service.control import ChangeModel, Serve, Versions
+from service.control import ChangeModel, Prepare, Serve, Versions
+from service.errors import NotReady
 from service.planner import Planner
 from service.settings import Settings
 from service.supervisor import Supervisor
@@ -170,6 +171,26 @@ def test_what_loads_nothing_is_known_to(tmp_path: Path) -> None:
         *(Serve("tiny-fm", Versions({"1": "a"}, {}), anew=True), Serve("new-fm", Versions({"1": "a"}, {}))),
     ]
     assert [planner.holds(command) for command in commands] == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("in_time", [[True, True], [True, False], [False, False]])
+def test_a_worker_that_takes_too_long_to_open_is_replaced_unless_all_do(tmp_path: Path, in_time: list[bool]) -> None:
+    children: Any = {
+        number: Mock(is_alive=True, number=number, prepare=AsyncMock(return_value=was), end=AsyncMock())
+        for number, was in enumerate(in_time)
+    }
+
+    async def prepare() -> None:
+        with socket.socket() as address:
+            over = Supervisor(Settings(bundles=tmp_path, workers=2), address)
+            over._members = children
+            with nullcontext() if any(in_time) else pytest.raises(NotReady, match="was not opened within 600 seconds"):
+                await over._prepare(Prepare(Serve("tiny-fm", Versions({"1": "a"}, {})), 1))
+            await asyncio.gather(*over._tasks)
+
+    asyncio.run(prepare())
+    ended = [child.end.called for child in children.values()]
+    assert ended == [any(in_time) and not was for was in in_time]
 
 
 def pids(url: str) -> list[int]:
