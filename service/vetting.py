@@ -28,8 +28,8 @@ class Vetting:
         self._needs: dict[Candidate, int] = {}  # bytes, of what was found good and is yet to be opened
 
     async def run(self, untried: Callable[[Tried], list[Candidate]]) -> Tried:
-        """Try until nothing is left: `untried` says, in a thread, what is, once so much was tried. Room is kept for what
-        is good, until its release."""
+        """Try until nothing is left: `untried` says, in a thread, what is, once so much was tried. Room is kept for
+        what is good, until its release."""
         tried: Tried = {}
         async with self._one_by_one:
             try:
