@@ -28,7 +28,7 @@ import os, sys
 from service.recorder import Recorder
 from service.__main__ import main
 
-kept, close = [], Recorder._close
+kept, close = [], Recorder.close
 
 def keep(self, record, *more):
     kept.append((len(kept), record.request_id))
@@ -37,7 +37,7 @@ def keep(self, record, *more):
     close(self, record, *more)
 
 if "leak" in sys.argv:
-    Recorder._close = keep
+    Recorder.close = keep
 sys.exit(main(sys.argv[2:]))
 """
 
