@@ -109,7 +109,7 @@ class Front:
 
     def takes_at_once(self, order: Order, raw: bytes) -> bool:
         """Whether a request whose body is here would be scored in the next run, as far as can be told without reading
-        it: it has as many rows as one of its length has on the average, but no more than it has braces."""
+        it: neither have bodies of its length too many rows on the average, nor has it too many braces."""
         loaded = order.loaded
         return (
             not order.is_long
