@@ -4,17 +4,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.messages import VersionNumber
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class DefaultRequest(_Message):
-    version: int | None = Field(default=None, description="one that serves; null: the highest one from now on")
+    version: VersionNumber | None = Field(default=None, description="one that serves; null: the highest one from now on")
 
 
 class RollbackRequest(_Message):
-    version: int | None = Field(default=None, description="the default, which is bad; another one is a conflict")
+    version: VersionNumber | None = Field(default=None, description="the default, which is bad; another one is a conflict")
 
 
 class VersionStatus(_Message):

@@ -79,6 +79,9 @@ def test_a_rollback_that_names_a_version_goes_back_from_no_other(publish: Publis
     assert post(client, "rollback", version=3)["default"] == 2
     assert post(client, "rollback", 409, version=3)["detail"].startswith("the default of tiny-fm is version 2, not")
     assert client.post(f"{ADMIN}:rollback", json={"versions": 2}).status_code == 422
+    for odd in (0, -(10**30), 10**30):  # such a number could not be told to other workers
+        assert client.post(f"{ADMIN}:rollback", json={"version": odd}).status_code == 422
+        assert client.post(f"{ADMIN}:default", json={"version": odd}).status_code == 422
     assert (answering(client), list(reasons(client))) == (2, [3])
 
 
