@@ -195,7 +195,7 @@ def _meet(due: Seconds, spans: Sequence[tuple[float, float]]) -> NDArray[np.bool
 async def _put(address: Address, routes: dict[str, int]) -> None:
     request = requests.as_json(ROUTES, routes, method="PUT")
     raw = generator.post(request.path, request.body, headers={**request.headers, "connection": "close"})
-    reader, writer = await asyncio.open_connection(*address)
+    reader, writer = await asyncio.open_connection(*address[:2])
     writer.write(raw.replace(b"POST", b"PUT", 1))
     answer = await reader.read()
     writer.close()
