@@ -40,6 +40,15 @@ def quantiles(over: Sequence[Seconds], under: Sequence[Seconds], share: float) -
     return _between(float(found), above / below)
 
 
+def typical(over: Sequence[Seconds], under: Sequence[Seconds], share: float) -> Ratio:
+    """The quantile of one turn, in the middle one of all turns: a moment in which the machine holds everybody up is in
+    few turns, and what one state always has is in each."""
+    each = np.array([[np.quantile(turn, share) for turn in turns] for turns in (over, under)])
+    above, below = np.median(each, axis=1)
+    drawn = np.random.default_rng(SEED).integers(each.shape[1], size=(RESAMPLES, each.shape[1]))
+    return _between(float(above / below), np.divide(*np.median(each[:, drawn], axis=2)))
+
+
 def means(over: Sequence[tuple[float, int]], under: Sequence[tuple[float, int]]) -> Ratio:
     """The same of means, each turn's given as a sum and how many it is of."""
     pairs = np.hstack([np.array(over), np.array(under)])

@@ -26,6 +26,20 @@ def test_a_ratio_of_quantiles_is_found(slower: float, verdict: str) -> None:
     assert pooled.quantiles(turns(1, slower=slower), turns(2), 0.5).verdict(1.1) == verdict
 
 
+@pytest.mark.parametrize(("slower", "verdict"), [(0.0, "met"), (1e-3, "missed")])
+def test_the_middle_turn_leaves_moments_alone(slower: float, verdict: str) -> None:
+    """In which everybody waits; but not what meets one answer in fifty of every turn."""
+    draw = np.random.default_rng(5)
+
+    def state(late: float) -> list[Seconds]:
+        made = [draw.gamma(4, 1e-4, size=2000) + late * (draw.random(2000) < 0.02) for _ in range(TURNS)]
+        return [each + 0.02 * (draw.random() < 0.1) * (draw.random(2000) < 0.5) for each in made]
+
+    found = pooled.typical(state(slower), state(0.0), 0.99)
+    assert found.low < found.found < found.high
+    assert found.verdict(1.1) == verdict
+
+
 def test_few_turns_show_nothing() -> None:
     few = [each[:50] for each in turns(3, slower=1.08)[:6]], [each[:50] for each in turns(4)[:6]]
     found = pooled.quantiles(*few, 0.99)
