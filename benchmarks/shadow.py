@@ -8,9 +8,9 @@ One worker on the first core, the load on the last. Two versions of an nfm of te
 older one is stable, the other the shadow of every request. The peak is a closed loop's, without a shadow; then one
 open loop at half of it, during which the shadow is switched on and off by turns (off on on off). The first moments of a
 turn are left out, and so are all answers due within 5 ms during which the load itself waited for its core, however long
-they took; where those are most, all count, and nothing can be met. The bar is on the ratio of the two p99s of the middle
-turn, and is met where its whole interval is at most 1.1: a shadow works in every turn, and what holds everybody up for
-a moment is in few, but decides the p99 of all turns, which is printed, too.
+they took; where those are most, all count, and nothing can be met. The bar is on the ratio of the two p99s of the
+middle turn, and is met where its whole interval is at most 1.1: a shadow works in every turn, and what holds everybody
+up for a moment is in few, but decides the p99 of all turns, which is printed, too.
 """
 
 import argparse

@@ -12,11 +12,15 @@ class _Message(BaseModel):
 
 
 class DefaultRequest(_Message):
-    version: VersionNumber | None = Field(default=None, description="one that serves; null: the highest one from now on")
+    version: VersionNumber | None = Field(
+        default=None, description="one that serves; null: the highest one from now on"
+    )
 
 
 class RollbackRequest(_Message):
-    version: VersionNumber | None = Field(default=None, description="the default, which is bad; another one is a conflict")
+    version: VersionNumber | None = Field(
+        default=None, description="the default, which is bad; another one is a conflict"
+    )
 
 
 class VersionStatus(_Message):
