@@ -1,7 +1,8 @@
 """The short way: a small request whose head is known is read, scored and answered without ASGI in between.
 
-It goes as far as all is plain. Whatever is not (an error, a long queue, many rows) goes the long way, through the ASGI
-app, as if nothing had been tried: so there is one place for what is out of the ordinary, and it is not here.
+It goes as far as all is plain. Whatever is not (a key that is missing, a long queue, many rows) goes the long way,
+through the ASGI app, as if nothing had been tried; so does a request that failed, with the error on its record. There
+is one place for what is out of the ordinary, and it is not here.
 """
 
 from typing import Any, Final

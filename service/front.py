@@ -6,7 +6,6 @@ is short. Whatever takes longer (a long or compressed body, many rows or candida
 to itself, so that /livez stays quick.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from bundle import InputError
 from service import body, errors, infer, ranker, scorer
 from service.admission import Gate, turn_away
-from service.batcher import Scored, Waiting
+from service.batcher import Waiting
 from service.body import Announced
 from service.candidates import CandidateSets
 from service.catalog import Catalog
@@ -38,7 +37,7 @@ ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
 INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
-INLINE_BYTES: Final = 65_536  # a longer body has a thread; a prediction that long, of empty rows, is read in 5 ms
+INLINE_BYTES: Final = 65_536  # of a body; a longer one has a thread
 LONG_WAIT: Final = 0.1  # seconds: whoever waits so long may leave before
 Act = Callable[[Runtime, bytes, Settings], Reply]
 
@@ -256,8 +255,8 @@ class Front:
                 self._gate.admit(loaded, verb, order.announced._replace(length=len(raw)), is_long=True)
                 scoring.enter(self._gate.threads, loaded.long_pace[verb], self._form(order, raw))
             else:
-                waiting: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-                self.put(order, scoring, raw, waiting)
+                scoring.enter(self._gate.loop, loaded.short_pace[verb], self._form(order, raw))
+                waiting = loaded.batcher.submit(scoring.request, rows=scoring.rows, due=order.due)
             try:
                 if is_many:
                     scored = await self._turns.run(

@@ -1,7 +1,8 @@
 """Requests whose head, byte by byte, has come before.
 
-Clients send the same head again and again. What it says is then known without it being parsed: such a request becomes
-the ASGI scope that it became before, and its body, where all of it has come, one event. The app cannot tell.
+Clients send the same head again and again. What it says is then known without it being parsed. Such a request, where
+all of its body has come, is an exchange for whoever answers without ASGI, or else becomes the ASGI scope that it became
+before, and its body one event. The app cannot tell.
 """
 
 import asyncio

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from httpx import Client
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
 
 from service import ranker, runtime
 from service.candidates import CandidateSets
@@ -21,23 +20,9 @@ from service.metrics import Metrics
 from service.runtime import Runtime
 from service.settings import Settings
 from service.turns import LONG_QUEUE, TURN_SECONDS, Turns
+from tests.service.test_overdue import LATER, forget, leaves, stays
 
-LATER = time.perf_counter() + 600.0
 ITEMS = [{"app": "a1"}, {"app": "a2"}, {"app": "a3"}]
-
-
-async def stays() -> Message:
-    """The `receive` of a client that waits for its answer."""
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
-async def leaves() -> Message:
-    return {"type": "http.disconnect"}
-
-
-def forget(_: str) -> None:
-    pass
 
 
 def started(turns: Turns, act: Callable[[], object], *, due: float = LATER) -> "asyncio.Task[object]":
