@@ -95,7 +95,9 @@ class Manifest(Strict):
     version: int = Field(ge=1)
     key: str
     task: Task
-    user: str | None = Field(default=None, description="ranking: the field that says who; the item is the candidate")
+    user: str | None = Field(
+        default=None, description="the field that says who, where the recipe does; the item is the candidate"
+    )
     link: str
     label: Label
     hyper_parameters: dict[str, object]

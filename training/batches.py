@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from bundle import FeatureSchema
-from training.dataset import Batch, Dataset
+from training.dataset import Batch, Dataset, take
 from training.masking import Masking
+from training.negatives import FreshNegatives
 from training.recipe import Fit
 
 BLOCK_ROWS = 16_384  # gathered and masked at once: a batch of 128 alone would cost as much as a hundred of them
@@ -17,9 +17,16 @@ RESIDENT_SHARE = 0.5  # of the GPU's free memory, for the rows; the rest is for 
 class Batches:
     """The training rows, one epoch after the other. A GPU that has the room keeps them all."""
 
-    def __init__(self, schema: FeatureSchema, settings: Fit, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        settings: Fit,
+        data: Dataset,
+        device: torch.device,
+        fresh: FreshNegatives | None = None,
+    ) -> None:
         self._data, self._device, self._rows = data, device, settings.batch_size
-        self._masking = Masking(schema, settings, device)
+        self._masking, self._fresh = Masking(schema, settings, device), fresh
         self._resident = _resident(data, device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -27,25 +34,19 @@ class Batches:
         return -(-len(self._data) // self._rows)
 
     def epoch(self) -> Iterator[Batch]:
-        """Every row once, in an order and with a mask drawn from torch's generator."""
+        """Every row once, but for negatives drawn anew, in an order and with a mask drawn from torch's generator."""
         block_rows = max(1, BLOCK_ROWS // self._rows) * self._rows
         for block in self._blocks(block_rows):
-            masked = self._masking.apply(block)
+            masked = self._masking.apply(block if self._fresh is None else self._fresh.into(block))
             for first in range(0, len(masked.labels), self._rows):
-                yield _take(masked, slice(first, first + self._rows))
+                yield take(masked, slice(first, first + self._rows))
 
     def _blocks(self, rows: int) -> Iterator[Batch]:
         if self._resident is None:
             yield from self._data.batches(rows, self._device, shuffle=True)
             return
         for at in torch.split(torch.randperm(len(self._data), device=self._device), rows):
-            yield _take(self._resident, at)
-
-
-def _take(batch: Batch, at: slice | Tensor) -> Batch:
-    values = None if batch.values is None else batch.values[at]
-    weights = None if batch.weights is None else batch.weights[at]
-    return Batch(batch.ids[at], values, batch.labels[at], weights)
+            yield take(self._resident, at)
 
 
 def _resident(data: Dataset, device: torch.device) -> Batch | None:

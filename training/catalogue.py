@@ -22,7 +22,8 @@ Integers = NDArray[np.int64]
 
 
 def with_sources(kinds: Mapping[str, Kind], data: Data) -> dict[str, Kind]:
-    """The fields of a ranking with their sources: `item` for those of data.item and no other, `user` for data.user.
+    """The fields with their sources, where the data say who and what: `item` for those of data.item and no other, and
+    `user` for data.user.
 
     Raises RecipeError where data.user or data.item is no such field, or a field says otherwise.
     """
@@ -95,8 +96,25 @@ class Taken:
         return taken_XC
 
 
+@dataclass(frozen=True)
+class Users:
+    """Where a row says who. The first ids are nobody's: missing and unknown."""
+
+    slot: int
+    start: int
+    nobody: int
+
+    def of(self, ids_BS: Tensor) -> Tensor:
+        """The user of every row, [B]."""
+        return ids_BS[:, self.slot] - self.start
+
+    def are_known(self, ids_BS: Tensor) -> Tensor:
+        """Whether the row says who, [B] bool."""
+        return self.of(ids_BS) >= self.nobody
+
+
 class Catalogue:
-    """The C distinct items of the training rows, in order of first appearance.
+    """The C distinct items of the training rows, in order of first appearance, and how often each was taken.
 
     An item is what stands in the item fields together; the order of values in a multi-valued field is no matter. A
     user is an id of the user field. Nobody is known by the ids of missing and unknown: those users have nothing.
@@ -108,21 +126,21 @@ class Catalogue:
         position = schema.names.index(user)
         self._item_slots, self._other_slots = ([schema.slots[at] for at in ats] for ats in (fields, others))
         self.slots_T, self.context_slots = _flat(self._item_slots), _flat(self._other_slots)
-        self.user_slot, self._user_start = schema.slots[position].start, schema.starts[position]
+        nobody = 2 if schema.fields[position].has_vocabulary else 1
+        self.who = Users(schema.slots[position].start, schema.starts[position], nobody)
         self.users = schema.fields[position].size
-        self._nobody = 2 if schema.fields[position].has_vocabulary else 1
         found = _keys(train, self._item_slots).dictionary_encode()
         self._keys: pa.Array = found.dictionary
         self.of_row_N: Integers = found.indices.to_numpy().astype(np.int64)
-        self.counts_C = np.bincount(self.of_row_N)
+        self.counts_C = np.bincount(self.of_row_N[train.labels > 0], minlength=len(self._keys))
         if len(self) < 2:
-            raise DataError(f"the training rows hold one item ({', '.join(item)}): there is nothing to rank")
+            raise DataError(f"the training rows hold one item ({', '.join(item)}): there is no other to draw")
         _, first_C = np.unique(self.of_row_N, return_index=True)
         self.ids_CT: Integers = train.ids[first_C][:, self.slots_T].astype(np.int64)
         self.values_CT = None if train.values is None else train.values[first_C][:, self.slots_T]
 
     def __len__(self) -> int:
-        return len(self.counts_C)
+        return len(self._keys)
 
     def find(self, data: Dataset) -> Integers:
         """The item of every row, -1 where training has not seen it."""
@@ -133,14 +151,10 @@ class Catalogue:
         """Rows that differ in nothing but the item get the same number, counted from 0 by first appearance."""
         return np.asarray(_keys(data, self._other_slots).dictionary_encode().indices).astype(np.int64)
 
-    def users_of(self, ids_BS: Tensor) -> Tensor:
-        """The user of every row, [B]."""
-        return ids_BS[:, self.user_slot] - self._user_start
-
     def taken(self, data: Dataset, items_N: Integers, device: torch.device) -> Taken:
-        """What the users of these rows have taken, of what is in the catalogue."""
-        users_N = data.ids[:, self.user_slot].astype(np.int64) - self._user_start
-        told = (users_N >= self._nobody) & (items_N >= 0)
+        """What the users of these rows have taken, by those with a label above 0, of what is in the catalogue."""
+        users_N = data.ids[:, self.who.slot].astype(np.int64) - self.who.start
+        told = (users_N >= self.who.nobody) & (items_N >= 0) & (data.labels > 0)
         return Taken.of(users_N[told], items_N[told], self.users, len(self), device)
 
 

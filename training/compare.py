@@ -218,7 +218,15 @@ def _without(row: Row, recipe: Recipe, path: Path) -> Recipe:
             f"table {str(path)!r}: without: expected some fields of {row.recipe}, each once, and not all ({known}), "
             f"got {', '.join(row.without)!r:.80}"
         )
-    return recipe.model_copy(update={"fields": kept}) if row.without else recipe
+    if not row.without:
+        return recipe
+    item = tuple(name for name in recipe.data.item if name not in row.without)
+    if recipe.data.user in row.without or (recipe.data.item and not item):
+        raise RecipeError(
+            f"table {str(path)!r}: without: {row.recipe} says who and what by {recipe.data.user} and "
+            f"{', '.join(recipe.data.item)}, and needs both, got {', '.join(row.without)!r:.80}"
+        )
+    return recipe.model_copy(update={"fields": kept, "data": recipe.data.model_copy(update={"item": item})})
 
 
 def _bundle(path: Path) -> Entry:

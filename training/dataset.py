@@ -117,6 +117,13 @@ class Batch(NamedTuple):
     weights: Tensor | None
 
 
+def take(batch: Batch, at: slice | Tensor) -> Batch:
+    """Some rows of a batch."""
+    values = None if batch.values is None else batch.values[at]
+    weights = None if batch.weights is None else batch.weights[at]
+    return Batch(batch.ids[at], values, batch.labels[at], weights)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """N encoded rows; `values` is None where every value is 1. Labels of a binary task are 0 and 1.

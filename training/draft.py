@@ -87,11 +87,11 @@ def _cells(proposal: Proposal) -> tuple[str, ...]:
 
 
 def _ranking_lines(inferred: Inferred) -> Iterator[str]:
-    """What only a ranking reads, to be uncommented."""
+    """What a ranking and fresh negatives need, to be uncommented."""
     fields = inferred.fields
     users = [name for name, kind in fields.items() if kind.source == "user" and kind.kind == "categorical"]
     items = [name for name, kind in fields.items() if kind.source == "item"]
-    yield f'# user = {_quoted([*users, "…"][0])}  # task = "ranking" wants to know who, and what:'
+    yield f'# user = {_quoted([*users, "…"][0])}  # task = "ranking" and fit.fresh_negatives want who, and what:'
     yield f"# item = {_quoted(items or ['…'])}"
 
 

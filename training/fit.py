@@ -20,7 +20,8 @@ from training.errors import DataError, RecipeError, TrainingError
 from training.learner import Learner, check_fit
 from training.memory import keep_freed_memory
 from training.metrics import better
-from training.objectives import Objective, objective_of
+from training.negatives import FreshNegatives
+from training.objectives import Objective, catalogue_of, objective_of
 from training.progress import bar, say
 from training.recipe import Recipe
 
@@ -131,7 +132,7 @@ def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:
     """Train from where the run stands to its end, and save every epoch; the last checkpoint."""
     settings, monitor = run.recipe.fit, run.recipe.monitor
     objective = objective_of(run.recipe, run.schema, run.train, run.validation, run.device)
-    batches = Batches(run.schema, settings, run.train, run.device)
+    batches = Batches(run.schema, settings, run.train, run.device, _fresh_negatives(run))
     curve = list(saved.progress.curve) if saved else []
     best_epoch = saved.progress.best_epoch if saved else 0
     for epoch in range(len(curve) + 1, settings.epochs + 1):
@@ -156,6 +157,13 @@ def _epochs(run: Run, learner: Learner, saved: Checkpoint | None) -> Checkpoint:
             observer(curve[-1])
     assert saved
     return saved
+
+
+def _fresh_negatives(run: Run) -> FreshNegatives | None:
+    if not run.recipe.fit.fresh_negatives:
+        return None
+    catalogue = catalogue_of(run.recipe, run.schema, run.train)
+    return FreshNegatives(catalogue, run.train, run.recipe.fit, run.device)
 
 
 def _epoch(
@@ -196,6 +204,12 @@ def check_labels(run: Run) -> None:
     if low == high and run.recipe.task != "ranking":
         where = f"{data.train.name!r}, column {data.label!r}"
         raise DataError(f"{where}: every training label is {low:g}: there is nothing to learn from one class")
+    if run.recipe.fit.fresh_negatives and (low > 0 or high <= 0):
+        where = f"{data.train.name!r}, column {data.label!r}"
+        raise DataError(
+            f"{where}: labels run from {low:g} to {high:g}, and fit.fresh_negatives needs some above 0 and some that "
+            "are not: leave it out"
+        )
     found = np.unique(run.validation.labels)
     if run.recipe.monitor == "auc" and len(found) == 1:
         where = f"{(data.validation or data.train).name!r}, column {data.label!r}"

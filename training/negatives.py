@@ -1,4 +1,4 @@
-"""Rows that a user did not take, drawn against those that were."""
+"""Rows that a user did not take, drawn against those that were: all of a ranking's, and a share of other tasks'."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bundle import FeatureSchema
 from training.catalogue import Catalogue
-from training.dataset import Batch, Dataset
+from training.dataset import Batch, Dataset, take
 from training.masking import Masking
 from training.recipe import Fit
 
@@ -51,19 +51,44 @@ class Draw:
         return item_Q.clamp(max=len(self._end_C) - 1), free_Q > 0
 
 
+class _Items:
+    """The catalogue's items as they stand in the item's slots of a row."""
+
+    def __init__(self, catalogue: Catalogue, device: torch.device) -> None:
+        self._slots_T = torch.tensor(catalogue.slots_T, device=device)
+        self._ids_CT = torch.from_numpy(catalogue.ids_CT).to(device)
+        values_CT = catalogue.values_CT
+        self._values_CT = None if values_CT is None else torch.from_numpy(values_CT).to(device)
+
+    def put(self, rows: Batch, item_Q: Tensor) -> tuple[Batch, Tensor]:
+        """These rows with other items, and whether a row's is the one that it had, [Q] bool."""
+        ids_QT, values_QT = self._ids_CT[item_Q], None if self._values_CT is None else self._values_CT[item_Q]
+        own_Q = (ids_QT == rows.ids[:, self._slots_T]).all(1)
+        values_QS = rows.values
+        if values_QS is not None and values_QT is not None:
+            own_Q &= (values_QT == values_QS[:, self._slots_T]).all(1)
+            values_QS = values_QS.index_copy(1, self._slots_T, values_QT)
+        return rows._replace(ids=rows.ids.index_copy(1, self._slots_T, ids_QT), values=values_QS), own_Q
+
+    def copy(self, rows: Batch, other: Batch) -> Batch:
+        """These rows with the items of the others."""
+        values_QS = rows.values
+        if values_QS is not None and other.values is not None:
+            values_QS = values_QS.index_copy(1, self._slots_T, other.values[:, self._slots_T])
+        ids_QS = rows.ids.index_copy(1, self._slots_T, other.ids[:, self._slots_T])
+        return rows._replace(ids=ids_QS, values=values_QS)
+
+
 class Negatives:
     """The same rows with another item in the item's slots, masked as often as the items of the positive rows are."""
 
     def __init__(
         self, schema: FeatureSchema, catalogue: Catalogue, train: Dataset, settings: Fit, device: torch.device
     ) -> None:
-        self._catalogue, self._count = catalogue, settings.negatives
+        self._who, self._count = catalogue.who, settings.negatives
         self._draw = Draw(catalogue, train, settings.negative_sampling, device)
         self._masking = Masking(schema, settings, device)
-        self._slots_T = torch.tensor(catalogue.slots_T, device=device)
-        self._ids_CT = torch.from_numpy(catalogue.ids_CT).to(device)
-        values_CT = catalogue.values_CT
-        self._values_CT = None if values_CT is None else torch.from_numpy(values_CT).to(device)
+        self._items = _Items(catalogue, device)
 
     def of(self, batch: Batch) -> Batch:
         """`fit.negatives` rows for every row of the batch, in its order, drawn from torch's generator.
@@ -72,30 +97,41 @@ class Negatives:
         says is that its item was taken and that another one was not, by somebody. Where a user has taken everything,
         or the item drawn is the row's own, the weight is 0.
         """
-        rows = self._repeated(batch)
-        item_Q, any_Q = self._draw(self._catalogue.users_of(rows.ids))
-        ids_QT, values_QT = self._ids_CT[item_Q], None if self._values_CT is None else self._values_CT[item_Q]
-        own_Q = (ids_QT == rows.ids[:, self._slots_T]).all(1)
-        if rows.values is not None and values_QT is not None:
-            own_Q &= (values_QT == rows.values[:, self._slots_T]).all(1)
-        masked = self._masking.apply(self._put(rows, ids_QT, values_QT))
-        hidden_QT = None if masked.values is None else masked.values[:, self._slots_T]
+        rows = take(batch, torch.arange(len(batch.labels), device=batch.labels.device).repeat_interleave(self._count))
+        item_Q, any_Q = self._draw(self._who.of(rows.ids))
+        others, own_Q = self._items.put(rows, item_Q)
         weights_Q = (any_Q & ~own_Q).to(batch.labels.dtype)
-        return self._put(rows, masked.ids[:, self._slots_T], hidden_QT)._replace(
+        return self._items.copy(rows, self._masking.apply(others))._replace(
             weights=weights_Q if rows.weights is None else weights_Q * rows.weights
         )
 
-    def _repeated(self, batch: Batch) -> Batch:
-        ids, values, labels, weights = (
-            None if column is None else column.repeat_interleave(self._count, 0) for column in batch
-        )
-        assert ids is not None
-        assert labels is not None
-        return Batch(ids, values, labels, weights)
 
-    def _put(self, rows: Batch, ids_QT: Tensor, values_QT: Tensor | None) -> Batch:
-        """These rows with other items."""
-        values_QS = rows.values
-        if values_QS is not None and values_QT is not None:
-            values_QS = values_QS.index_copy(1, self._slots_T, values_QT)
-        return rows._replace(ids=rows.ids.index_copy(1, self._slots_T, ids_QT), values=values_QS)
+class FreshNegatives:
+    """A share of the negative rows, drawn anew: the context of a positive row with an item that its user has not taken.
+    Rows that do not say who give no context, as nobody knows what was taken.
+
+    A log of what was taken holds no negatives: whoever made the file drew them, once, against its positive rows. What
+    happens to stand beside such a draw is learnt by heart, and is no use elsewhere; of a new draw it is not there.
+    """
+
+    def __init__(self, catalogue: Catalogue, train: Dataset, settings: Fit, device: torch.device) -> None:
+        self._who, self._share = catalogue.who, settings.fresh_negatives
+        self._draw = Draw(catalogue, train, settings.negative_sampling, device)
+        self._items = _Items(catalogue, device)
+
+    def into(self, block: Batch) -> Batch:
+        """The rows, some of them replaced, drawn from torch's generator; labels and weights stay where they are. The
+        contexts are of positive rows of the same block."""
+        is_positive_B = block.labels > 0
+        of_P = (is_positive_B & self._who.are_known(block.ids)).nonzero().squeeze(1)
+        if not len(of_P):
+            return block
+        at_Q = (~is_positive_B & (torch.rand_like(block.labels) < self._share)).nonzero().squeeze(1)
+        context_Q = of_P[torch.randint(len(of_P), (len(at_Q),), device=at_Q.device)]
+        rows = take(block, context_Q)
+        item_Q, any_Q = self._draw(self._who.of(rows.ids))
+        drawn, _ = self._items.put(rows, item_Q)
+        at_Q, values = at_Q[any_Q], block.values
+        if values is not None and drawn.values is not None:
+            values = values.index_copy(0, at_Q, drawn.values[any_Q])
+        return block._replace(ids=block.ids.index_copy(0, at_Q, drawn.ids[any_Q]), values=values)

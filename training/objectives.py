@@ -95,7 +95,7 @@ class Pairwise:
 
 
 def catalogue_of(recipe: Recipe, schema: FeatureSchema, train: Dataset) -> Catalogue:
-    """The items of the training rows of a ranking."""
+    """The items of the training rows, where the data say who and what."""
     assert recipe.data.user
     return Catalogue(schema, recipe.data.user, recipe.data.item, train)
 

@@ -168,11 +168,16 @@ def field_kinds(recipe: Recipe, part: Part) -> Mapping[str, Kind]:
         taken |= {split.column} if split and split.by in ("column", "time") else set()
         inferred = infer(part.source, recipe.data.label).fields
         kinds = {name: kind for name, kind in inferred.items() if name not in taken}
-        if recipe.task == "ranking":  # data.user and data.item say whose a field is, and a guess is not to contradict
-            kinds = {n: type(k).model_validate(k.model_dump(exclude={"source"})) for n, k in kinds.items()}
+        said = {*kinds} if recipe.task == "ranking" else {recipe.data.user, *recipe.data.item}
+        kinds = {name: _without_source(kind) if name in said else kind for name, kind in kinds.items()}
     if not kinds:
         raise RecipeError("no fields: give at least one under [fields]")
-    return with_sources(kinds, recipe.data) if recipe.task == "ranking" else kinds
+    return with_sources(kinds, recipe.data) if recipe.data.user else kinds
+
+
+def _without_source(kind: Kind) -> Kind:
+    """data.user and data.item say whose a field is, and a guess is not to contradict."""
+    return type(kind).model_validate(kind.model_dump(exclude={"source"}))
 
 
 def _fingerprint(

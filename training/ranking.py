@@ -94,7 +94,7 @@ class FullRanking:
     def _ranked(self, score: Scorer, block: _Block) -> list[tuple[Tensor, Tensor]]:
         """Rank and area of the rows of a block, [R] each, some rows at a time."""
         score_XC, items = self._scores(score, block), len(self._catalogue)
-        finite_X, users_X = score_XC.isfinite().all(1), self._catalogue.users_of(block.ids)
+        finite_X, users_X = score_XC.isfinite().all(1), self._catalogue.who.of(block.ids)
         candidates_XC = ~self._trained.among(users_X, items)
         untaken_XC = candidates_XC & ~self._held.among(users_X, items)
         ranked = []

@@ -28,10 +28,7 @@ KEYS_OF_ONE_TASK: dict[str, Task] = {
     "fit.bias": "regression",
     "fit.positive_weight": "binary",
     "fit.negative_rate": "binary",
-    "data.user": "ranking",
-    "data.item": "ranking",
     "fit.negatives": "ranking",
-    "fit.negative_sampling": "ranking",
 }
 START = ("pretrained", "warm_start")  # keys of [model] that say what to start from
 SHARED: Final = "embedding_dim", "init_std", "dropout"  # options that nearly every model has
@@ -65,8 +62,8 @@ class Data(Strict):
     label: str
     weight: str | None = Field(default=None, description="column of sample weights, applied to the training loss")
     field_map: Path | None = Field(default=None, description="libFM only: lines of 'index field'")
-    user: str | None = Field(default=None, description="ranking: the field that says who")
-    item: tuple[str, ...] = Field(default=(), description="ranking: the fields that say what; one or several")
+    user: str | None = Field(default=None, description="the field that says who; a ranking and fresh negatives need it")
+    item: tuple[str, ...] = Field(default=(), description="the fields that say what, one or several; goes with user")
     split: Split | None = Field(default=None, description="used when there is no validation file")
 
     @model_validator(mode="after")
@@ -102,6 +99,9 @@ class Fit(Strict):
     positive_weight: float = Field(default=1.0, gt=0, description="binary: weight of label 1 in the loss")
     negative_rate: float = Field(default=1.0, gt=0, le=1, description="binary: share of label 0 kept in the data")
     negatives: int = Field(default=1, ge=1, description="ranking: negatives drawn for a positive, anew every epoch")
+    fresh_negatives: float = Field(
+        default=0.0, ge=0, le=1, description="binary, regression: share of the rows not above 0 drawn anew every epoch"
+    )
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
     unknown_share: float = Field(default=0.005, ge=0, lt=1, description="values replaced by unknown in training")
     missing_share: float = Field(default=0.0, ge=0, lt=1, description="fields replaced by missing in training")
@@ -149,8 +149,7 @@ class Recipe(Strict):
         for key, task in KEYS_OF_ONE_TASK.items():
             if task != self.task and self._changed(key):
                 raise ValueError(f"{key} goes with task = {task}")
-        if self.task == "ranking" and not (self.data.user and self.data.item):
-            raise ValueError("task = ranking needs data.user and data.item: the fields that say who and what")
+        self._check_draws()
         if self.fit.negative_rate < 1 and not self.data.validation:
             raise ValueError(
                 "fit.negative_rate needs data.validation, a file with all its negatives: "
@@ -162,6 +161,19 @@ class Recipe(Strict):
         if self.fit.monitor and self.fit.monitor not in allowed:
             raise ValueError(f"fit.monitor = {self.fit.monitor!r}: for {self.task} give one of {', '.join(allowed)}")
         return self
+
+    def _check_draws(self) -> None:
+        """What is drawn against positive rows needs to know who and what."""
+        fresh, ranks = self.fit.fresh_negatives > 0, self.task == "ranking"
+        for needs, what in ((ranks, "task = ranking"), (fresh, "fit.fresh_negatives")):
+            if needs and not (self.data.user and self.data.item):
+                raise ValueError(f"{what} needs data.user and data.item: the fields that say who and what")
+        if bool(self.data.user) != bool(self.data.item):
+            raise ValueError("data.user and data.item go together: the fields that say who and what")
+        if fresh and ranks:
+            raise ValueError("fit.fresh_negatives goes with task = regression or binary: a ranking draws them all anew")
+        if self._changed("fit.negative_sampling") and not ranks and "fresh_negatives" not in self.fit.model_fields_set:
+            raise ValueError("fit.negative_sampling goes with task = ranking, or with fit.fresh_negatives")
 
     def _changed(self, key: str) -> bool:
         """Whether a dotted key has another value than its default."""

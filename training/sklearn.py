@@ -49,7 +49,8 @@ class _FM(BaseEstimator):  # type: ignore[misc]
     X is a pandas DataFrame or a 2-D array (columns x0, x1, …). Columns of numbers are numeric fields, of strings,
     booleans and pandas categories categorical ones, of lists multi-valued ones; `fields` says otherwise, by name:
     `{"user": "categorical"}` for ids that are integers, or a whole kind as a recipe spells it. NaN and None are
-    missing. `options` are the model's own, `settings` other keys of [fit]; docs/configuration.md has both.
+    missing. `options` are the model's own, `settings` other keys of [fit]; docs/configuration.md has both. Fresh
+    negatives need to know who and what: they are for recipes alone.
 
     A share `validation_fraction` of the rows chooses the epoch; with 0 the training rows do. All randomness comes from
     `random_state`; torch's generator is left as it was. `trained_` keeps the encoded rows for `export`.

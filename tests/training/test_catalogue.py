@@ -185,7 +185,7 @@ def test_items_are_hidden_as_often_as_those_of_the_rows_and_contexts_not_again(c
 
 
 def test_a_catalogue_of_one_item_is_refused() -> None:
-    with pytest.raises(DataError, match=r"hold one item \(app, tags\): there is nothing to rank"):
+    with pytest.raises(DataError, match=r"hold one item \(app, tags\): there is no other to draw"):
         Catalogue(SCHEMA, "user", ("app", "tags"), dataset([row(2, 2, [2]), row(3, 2, [2])]))
 
 

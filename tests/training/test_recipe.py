@@ -146,10 +146,18 @@ def test_an_override_through_a_value_is_refused() -> None:
         ("fit.learning_rate=inf", "fit.learning_rate: .*got inf"),
         ("task=rank", "task: input should be 'regression', 'binary' or 'ranking', got 'rank'"),
         ("task=ranking", "task = ranking needs data.user and data.item: the fields that say who and what"),
-        ("data.user=user", "data.user goes with task = ranking"),
-        ('data.item=["app"]', "data.item goes with task = ranking"),
+        ("data.user=user", "data.user and data.item go together"),
+        ('data.item=["app"]', "data.user and data.item go together"),
+        (
+            "fit.fresh_negatives=0.5",
+            "fit.fresh_negatives needs data.user and data.item: the fields that say who and what",
+        ),
+        ("fit.fresh_negatives=1.5", "fit.fresh_negatives: .*got 1.5"),
         ("fit.negatives=2", "fit.negatives goes with task = ranking"),
-        ("fit.negative_sampling=popularity", "fit.negative_sampling goes with task = ranking"),
+        (
+            "fit.negative_sampling=popularity",
+            "fit.negative_sampling goes with task = ranking, or with fit.fresh_negatives",
+        ),
         ("fit.negative_rate=0.1", "fit.negative_rate needs data.validation, a file with all its negatives"),
         ("fit.negative_rate=1.5", "fit.negative_rate: .*got 1.5"),
         ("model.warm_start=3", "model.warm_start: expected the path of a bundle, got 3"),
@@ -199,6 +207,16 @@ def test_a_ranking_recipe_names_who_and_what() -> None:
     assert "fit.monitor = 'auc': for ranking give one of ndcg@10" in refusal(
         "fit.monitor=auc", task="ranking", data=data
     )
+    assert "fit.fresh_negatives goes with task = regression or binary" in refusal(
+        "fit.fresh_negatives=0.5", task="ranking", data=data
+    )
+
+
+def test_fresh_negatives_go_with_who_and_what() -> None:
+    data = {"train": "log.csv", "label": "y", "user": "user", "item": ["app"]}
+    recipe = checked("fit.fresh_negatives=0.5", "fit.negative_sampling=popularity", data=data)
+    assert (recipe.fit.fresh_negatives, recipe.fit.negative_sampling) == (0.5, "popularity")
+    assert checked(data=data).data.item == ("app",)
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
