@@ -105,9 +105,9 @@ def _measure(server: Server, asked: Request, options: argparse.Namespace) -> int
         peak = load.closed(server.port, asked, connections=CONNECTIONS, seconds=5)
         rate = peak.answers / peak.seconds / 2
     print(f"{rate:.0f} requests a second, {options.instances} instances each")
-    before = _outcomes(server.port)
+    before = _scored(server.port)
     run = uvloop.run(_switched(server, asked, rate, options.turns, options.seconds))
-    scored, dropped = (after - start for after, start in zip(_outcomes(server.port), before, strict=True))
+    scored = _scored(server.port) - before
     with_, without = (run.found(shadowed=shadowed) for shadowed in (True, False))
     for name, found in (("with shadow", with_), ("without", without)):
         p50, p99 = np.quantile(np.concatenate(found.seconds), [0.5, 0.99]) * 1e3
@@ -115,7 +115,7 @@ def _measure(server: Server, asked: Request, options: argparse.Namespace) -> int
         print(f"{name:>12}: p50 {p50:6.3f} ms, p99 {p99:6.3f} ms, {cpu:5.1f} µs of CPU a request")
     left_out = "left out" if run.counted is run.seen else "too many to be left out"
     print(f"{len(with_.seconds)} turns each; the load waited for its core beside {1 - run.seen.mean():.1%}: {left_out}")
-    print(f"the shadow scored {scored:.0f} requests and dropped {dropped:.0f}")
+    print(f"the shadow scored {scored:.0f} requests")
     if not scored:
         raise SystemExit("the shadow has scored nothing")
     for name, ratio in (
@@ -211,18 +211,14 @@ def _cpu(processes: Sequence[int]) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
-def _outcomes(port: int) -> tuple[float, float]:
-    """Requests that the shadow has scored, and dropped."""
+def _scored(port: int) -> float:
+    """Requests that the shadow has scored."""
     connection = http.client.HTTPConnection(HOST, port, timeout=10)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-
-    def count(outcome: str) -> float:
-        found = re.search(rf'^factorlens_shadow_total{{.*outcome="{outcome}".*}} (\S+)$', text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    return count("scored"), count("dropped")
+    found = re.search(r'^factorlens_shadow_total{.*outcome="scored".*} (\S+)$', text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 if __name__ == "__main__":

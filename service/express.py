@@ -10,9 +10,10 @@ from typing import Any, Final
 from starlette.types import Scope
 
 from service.batcher import Scored
+from service.exchange import Exchange
 from service.front import Front, is_verb
 from service.guard import Guard
-from service.heads import MEMO, Exchange, Head
+from service.heads import MEMO, Head
 from service.recorder import CLIENT_LEFT, Record, Recorder
 from service.scoring import Scoring
 

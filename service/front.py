@@ -1,9 +1,8 @@
 """The hot path: POST :predict, :rank, :explain and infer in raw ASGI, before FastAPI sees them.
 
 A prediction of few rows, as JSON or as tensors, is read on the event loop and scored by its version's batcher together
-with others. A ranking of few values is read there, too, in turns of 1 ms together, and made in the same turn where that
-is short. Whatever takes longer (a long or compressed body, many rows or candidates, an explanation) has a worker thread
-to itself, so that /livez stays quick.
+with others; rankings of few values are read and made there, too. Whatever takes longer (a long or compressed body, many
+rows or candidates, an explanation) has a worker thread to itself, so that /livez stays quick.
 """
 
 import re
@@ -25,8 +24,9 @@ from service.errors import BodyUnsupported, Overdue, Overloaded, ServiceError
 from service.explainer import explain
 from service.messages import Reply
 from service.metrics import Metrics
+from service.rankings import Rankings
 from service.runtime import Runtime, Verb, count_of
-from service.scoring import Form, Order, Scoring
+from service.scoring import INLINE_BYTES, Answer, Form, Order, Scoring
 from service.settings import Settings
 from service.shadow import Shadow
 from service.statistics import Spans, Stages
@@ -37,7 +37,6 @@ ADDRESS: Final = re.compile(
     r"/v1/models/(?P<model>[^/]+?)(?:/versions/(?P<version>[^/]+))?:(?P<verb>predict|explain|rank)"
 )
 INFER: Final = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/(?P<verb>infer)")
-INLINE_BYTES: Final = 65_536  # of a body; a longer one has a thread
 LONG_WAIT: Final = 0.1  # seconds: whoever waits so long may leave before
 Act = Callable[[Runtime, bytes, Settings], Reply]
 
@@ -64,10 +63,11 @@ class Front:
     def __init__(
         self, catalog: Catalog, sets: CandidateSets, settings: Settings, metrics: Metrics, shadow: Shadow
     ) -> None:
-        self._catalog, self._settings, self._shadow, self._sets = catalog, settings, shadow, sets
+        self._catalog, self._settings, self._shadow = catalog, settings, shadow
         self._acts: dict[Verb, Act] = {"explain": explain, "rank": partial(ranker.rank, sets=sets)}
         self._turns = Turns()
         self._gate = Gate(settings, metrics, threads=self._turns.threads)
+        self._rankings = Rankings(sets, settings, self._gate, self._turns)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -100,7 +100,7 @@ class Front:
         if announced.arrow and verb != "predict":
             raise BodyUnsupported("only predict takes an Arrow stream: send JSON")
         is_act = verb in self._acts or announced.arrow
-        may_have_shadow = version is None and traffic.shadow_below and not is_act
+        may_have_shadow = traffic.shadow_below and self._shadow.has_room and version is None and not is_act
         shadow = traffic.shadow_of(loaded, scope) if may_have_shadow else None
         due = record.started + (announced.timeout or self._settings.deadline)
         is_long = is_act or announced.coding > 0 or announced.length > INLINE_BYTES
@@ -130,37 +130,34 @@ class Front:
     def put(self, order: Order, scoring: Scoring, raw: bytes, waiting: Waiting) -> None:
         """Take a place on the event loop; the next run tells `waiting`."""
         loaded = order.loaded
-        scoring.enter(self._gate.loop, loaded.short_pace[order.verb], self._form(order, raw))
+        scoring.enter(self._gate.loop, loaded.short_pace[order.verb], self._answer_of(order, raw))
         loaded.batcher.put(scoring.request, rows=scoring.rows, due=order.due, waiting=waiting)
 
     def _is_soon(self, loaded: Runtime) -> bool:
         return loaded.batcher.inline and self._gate.loop.seconds < LONG_WAIT
 
-    def _form(self, order: Order, raw: bytes) -> Form:
+    def _answer_of(self, order: Order, raw: bytes) -> Answer:
         form, shadow = order.form, order.shadow
-        if shadow is None:
-            return form
-        return Form(form.read, self._shadow.after(form.answer, form.read, shadow, raw, order.announced))
+        return form.answer if shadow is None else self._shadow.after(form, shadow, raw, order.announced)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         order = self.order(scope)
         loaded, verb, announced = order.loaded, order.verb, order.announced
-        is_long = order.is_long and not _seems_short(order)
+        is_long = order.is_long and not self._rankings.seems_short(order)
         self._gate.admit(loaded, verb, announced, is_long=is_long)
         raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
         if not order.is_long and len(raw) <= INLINE_BYTES:
             return await self._score(order, raw, receive)
-        act: Callable[[], Reply] = partial(self._act, order, self._form(order, raw), raw)
-        is_ranking = verb == "rank" and not announced.coding and len(raw) <= INLINE_BYTES
-        is_read = is_ranking and loaded.effort is not None and loaded.effort.is_soon_read(raw)
+        act: Callable[[], Reply] = partial(self._act, order, self._answer_of(order, raw), raw)
+        is_read = self._rankings.is_soon_read(order, raw)
         if is_read:
-            ranked = await self._ranking(order, raw, receive)
+            ranked = await self._rankings.answer(order, raw, receive)
             if isinstance(ranked, Reply):
                 return ranked
             act = ranked
         reply = await self._long(order, len(raw), act, receive, is_admitted=is_long and len(raw) <= INLINE_BYTES)
-        if is_ranking and not is_read:
-            loaded.short_pace[verb].learn_rows(len(raw), reply.rows)
+        if not is_read:
+            self._rankings.learn(order, raw, reply.rows)
         return reply
 
     async def _long(
@@ -187,42 +184,7 @@ class Front:
         pace.learn_rows(length, reply.rows)
         return reply
 
-    async def _ranking(self, order: Order, raw: bytes, receive: Receive) -> Reply | Callable[[], Reply]:
-        """The answer to a ranking that is soon read, both in one turn of the event loop; where it turns out to be long,
-        what makes the answer in a thread."""
-        record, loaded = order.record, order.loaded
-        lane, pace, entered_at = self._gate.loop, loaded.short_pace["rank"], time.perf_counter()
-        record.received = entered_at
-        rows = pace.rows(len(raw))
-
-        def read() -> Reply | Callable[[], Reply]:
-            began = time.perf_counter()
-            work = ranker.read(loaded, raw, self._settings, sets=self._sets)
-            read_seconds = time.perf_counter() - began
-
-            def act() -> Reply:
-                started = time.perf_counter()
-                reply = work.act()
-                spans = Spans(began, read_seconds, started - began - read_seconds, time.perf_counter() - started)
-                record.spans = lambda: spans
-                return reply
-
-            pace.learn_rows(len(raw), work.rows)
-            return act() if work.is_short else act
-
-        seconds = lane.enter(pace, len(raw), rows)
-        try:
-            return await self._turns.run(
-                read,
-                due=order.due,
-                receive=receive,
-                dropped=partial(self._gate.dropped, loaded.manifest.name, rows=rows),
-                is_short=True,
-            )
-        finally:
-            lane.leave(pace, len(raw), rows, seconds, entered_at)
-
-    def _act(self, order: Order, form: Form, raw: bytes) -> Reply:
+    def _act(self, order: Order, answer: Answer, raw: bytes) -> Reply:
         """The answer to a request that has a thread to itself."""
         record, loaded, verb, announced = order.record, order.loaded, order.verb, order.announced
         began = time.perf_counter()
@@ -238,11 +200,11 @@ class Front:
             return reply
         with loaded.statistics.request() as stages:
             record.spans = stages.spans
-            request, asked = form.read(loaded, raw, self._settings)
+            request, asked = order.form.read(loaded, raw, self._settings)
             stages.read()
             scored = loaded.score_all([request])
             stages.scored(scored.seconds)
-            return form.answer(loaded, scored, asked)
+            return answer(loaded, scored, asked)
 
     async def _score(self, order: Order, raw: bytes, receive: Receive) -> Reply:
         """The answer to a request that is scored together with others."""
@@ -253,9 +215,9 @@ class Front:
             is_many = scoring.rows > loaded.batcher.rows
             if is_many:
                 self._gate.admit(loaded, verb, order.announced._replace(length=len(raw)), is_long=True)
-                scoring.enter(self._gate.threads, loaded.long_pace[verb], self._form(order, raw))
+                scoring.enter(self._gate.threads, loaded.long_pace[verb], self._answer_of(order, raw))
             else:
-                scoring.enter(self._gate.loop, loaded.short_pace[verb], self._form(order, raw))
+                scoring.enter(self._gate.loop, loaded.short_pace[verb], self._answer_of(order, raw))
                 waiting = loaded.batcher.submit(scoring.request, rows=scoring.rows, due=order.due)
             try:
                 if is_many:
@@ -270,18 +232,6 @@ class Front:
                 return scoring.answer(scored)
             finally:
                 scoring.leave()
-
-
-def _seems_short(order: Order) -> bool:
-    """Whether a ranking may be made on the event loop, by the length that its head announces."""
-    announced, effort = order.announced, order.loaded.effort
-    return (
-        order.verb == "rank"
-        and effort is not None
-        and not announced.coding
-        and announced.length <= INLINE_BYTES
-        and order.loaded.short_pace["rank"].rows(announced.length) <= effort.candidates
-    )
 
 
 PREDICT: Final = Form(scorer.read, scorer.answer)

@@ -133,7 +133,7 @@ class Metrics:
             self.slow_clients.labels(stage)  # a rate needs a 0 to begin with
         self.shadow = Outcomes(
             "factorlens_shadow_total",
-            "Requests for a shadow to score once more; outcome is scored, dropped, refused or failed",
+            "Requests that a shadow has looked at; outcome is scored, refused or failed",
         )
         self.registry.register(self.shadow)
         self.shadow_difference = Differences(

@@ -1,7 +1,6 @@
-"""What became of the requests that a shadow was to score. Most are dropped, so that this must cost next to nothing."""
+"""What became of the requests that shadows have looked at."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from prometheus_client.core import CounterMetricFamily
@@ -11,28 +10,20 @@ Look = Literal["scored", "refused", "failed"]
 LOOKS: Final[tuple[Look, ...]] = get_args(Look)
 
 
-@dataclass(slots=True)
-class Tally:
-    """The requests of one model. `looks` are written to by one thread, `dropped` under the shadow's lock."""
-
-    looks: dict[Look, int] = field(default_factory=lambda: dict.fromkeys(LOOKS, 0))  # what the shadow did look at
-    dropped: int = 0  # answered, and not looked at
-
-
 class Outcomes(Collector):
-    """A counter with the labels model and outcome."""
+    """A counter with the labels model and outcome; one thread counts."""
 
     def __init__(self, name: str, help_text: str) -> None:
         self._name, self._help = name, help_text
-        self.tallies: dict[str, Tally] = {}
+        self.looks: dict[str, dict[Look, int]] = {}
 
     def serves(self, model: str) -> None:
         """Let it be there, with zeros."""
-        self.tallies.setdefault(model, Tally())
+        self.looks.setdefault(model, dict.fromkeys(LOOKS, 0))
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._help, labels=("model", "outcome"))
-        for model, tally in list(self.tallies.items()):
-            for outcome, count in (*tally.looks.items(), ("dropped", tally.dropped)):
+        for model, looks in list(self.looks.items()):
+            for outcome, count in looks.items():
                 family.add_metric((model, outcome), count)
         yield family

@@ -1,7 +1,7 @@
 """Requests for scores between their head and their answer, whoever carries them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from service.admission import Lane
 from service.batcher import Scored
@@ -13,12 +13,17 @@ from service.runtime import Request, Runtime, Verb
 from service.settings import Settings
 from service.statistics import Stages
 
+INLINE_BYTES: Final = 65_536  # of a body; a longer one has a thread
+
+Read = Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
+Answer = Callable[[Runtime, Scored, Any], Reply]
+
 
 class Form(NamedTuple):
     """A way to ask for scores: a body to rows and what is asked of them, and their scores to the answer."""
 
-    read: Callable[[Runtime, bytes, Settings], tuple[Request, Any]]
-    answer: Callable[[Runtime, Scored, Any], Reply]
+    read: Read
+    answer: Answer
 
 
 class Order(NamedTuple):
@@ -38,15 +43,15 @@ class Scoring:
     """A request that was read, has a place in a lane, and is scored together with others. `leave` gives the place back;
     until then it holds whatever the answer needs."""
 
-    __slots__ = ("_asked", "_form", "_lane", "_length", "_pace", "_seconds", "loaded", "request", "rows", "stages")
+    __slots__ = ("_answer", "_asked", "_lane", "_length", "_pace", "_seconds", "loaded", "request", "rows", "stages")
 
     def __init__(self, loaded: Runtime, request: Request, asked: Any, rows: int, length: int, stages: Stages) -> None:
         self.loaded, self.request, self.rows, self.stages = loaded, request, rows, stages
         self._asked, self._length = asked, length
 
-    def enter(self, lane: Lane, pace: Pace, form: Form) -> None:
-        """Take a place; the answer will have that form."""
-        self._lane, self._pace, self._form = lane, pace, form
+    def enter(self, lane: Lane, pace: Pace, answer: Answer) -> None:
+        """Take a place; `answer` will make the answer."""
+        self._lane, self._pace, self._answer = lane, pace, answer
         self._seconds = lane.enter(pace, self._length, self.rows)
 
     def leave(self) -> None:
@@ -54,4 +59,4 @@ class Scoring:
 
     def answer(self, scored: Scored) -> Reply:
         self.stages.scored(scored.seconds)
-        return self._form.answer(self.loaded, scored, self._asked)
+        return self._answer(self.loaded, scored, self._asked)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.heads import Express
+from service.exchange import Express
 from service.settings import Settings
 from service.tls import Tls
 from service.transport import LINGERING, Awaited, Limits, Protocol

@@ -15,7 +15,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import errors
 from service.errors import AddressTooLong, BodyLate, HeadTooLarge, Malformed, ServiceError
-from service.heads import LONGEST, Exchange, Express, Heads, Repeated
+from service.exchange import Exchange, Express
+from service.heads import LONGEST, Heads
+from service.repeated import Repeated
 
 CONTINUE = b"HTTP/1.1 100"
 JOINED_BYTES = 65_536  # to copy a longer body would cost more than a write

@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service import heads, transport
-from service.heads import HEADS, LONGEST, Exchange, Head, Heads, Repeated
+from service.exchange import Exchange
+from service.heads import HEADS, LONGEST, Head, Heads
+from service.repeated import Repeated
 from service.server import CLOSE
 from service.transport import Awaited, Limits, Protocol
 from tests.service.conftest import limited

@@ -19,6 +19,7 @@ import bundle
 from bundle import EncodedRows, Predictor, RuntimeRefused
 from service import shadow
 from service.app import create_app
+from service.outcomes import LOOKS
 from service.runtime import Runtime
 from service.settings import Settings
 from service.traffic import below, point
@@ -54,13 +55,12 @@ def value(client: httpx.Client, metric: str) -> float:
 
 def counted(client: httpx.Client) -> dict[str, float]:
     """How many requests had which outcome."""
-    outcomes = ("scored", "dropped", "refused", "failed")
     metric = 'factorlens_shadow_total{{model="tiny-fm",outcome="{}"}}'
-    return {outcome: value(client, metric.format(outcome)) for outcome in outcomes}
+    return {outcome: value(client, metric.format(outcome)) for outcome in LOOKS}
 
 
 def until_counted(client: httpx.Client, **expected: int) -> None:
-    wanted = dict.fromkeys(("scored", "dropped", "refused", "failed"), 0) | expected
+    wanted = dict[str, int](dict.fromkeys(LOOKS, 0)) | expected
     end = time.monotonic() + 20
     while counted(client) != wanted:
         assert time.monotonic() < end, counted(client)
@@ -127,29 +127,27 @@ def test_only_what_the_stable_version_answered_without_being_asked_for_has_a_sha
     assert value(routed, 'factorlens_shadow_difference_count{model="tiny-fm"}') == 7
 
 
-def test_only_what_was_answered_and_may_have_a_shadow_is_dropped(
-    routed: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shadow, "WAITING", 0)
+def test_only_what_was_answered_and_may_have_a_shadow_is_looked_at(routed: httpx.Client) -> None:
     put(routed, stable=1, shadow=2)
     good, bad = {"instances": [ROW]}, {"instances": [{"age": "old"}]}
     squeezed = gzip.compress(json.dumps(bad).encode())
     gzipped = routed.post(f"{MODEL}:predict", content=squeezed, headers={"content-encoding": "gzip"})
     assert gzipped.status_code == 422
-    for verb, body, status in (
-        ("predict", bad, 422),
-        ("explain", good, 200),
-        ("rank", {"context": {"user": "u1"}, "candidates": [{"app": "a1"}]}, 200),
-        ("predict", {"instances": rows_of(1000)}, 200),
-        ("predict", good, 200),
+    for verb, body, status, scored in (
+        ("predict", bad, 422, 0),
+        ("explain", good, 200, 0),
+        ("rank", {"context": {"user": "u1"}, "candidates": [{"app": "a1"}]}, 200, 0),
+        ("predict", {"instances": rows_of(1000)}, 200, 1),
+        ("predict", good, 200, 2),
     ):
         assert routed.post(f"{MODEL}:{verb}", json=body).status_code == status
-    assert counted(routed) == {"scored": 0, "dropped": 2, "refused": 0, "failed": 0}
+        until_counted(routed, scored=scored)
+    assert value(routed, 'factorlens_shadow_difference_count{model="tiny-fm"}') == 1001
 
 
 def test_what_waits_keeps_no_version_in_memory(three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow, "REST", 1e9)
-    monkeypatch.setattr(shadow, "LONGEST_REST", 2.0)
+    monkeypatch.setattr(shadow, "LONGEST_REST", 1.0)
     before = WeakSet(_runtimes())
     with running(create_app(Settings(bundles=three_versions, provider="cpu", admin=True, versions=3))) as client:
         put(client, stable=1, shadow=2)
@@ -158,8 +156,8 @@ def test_what_waits_keeps_no_version_in_memory(three_versions: Path, monkeypatch
         until_counted(client, scored=1)
         assert client.post("/v1/admin/models/tiny-fm:unload").status_code == 200
         assert [each.manifest.version for each in _runtimes() if each not in before] == []
-        assert counted(client)["dropped"] == 0  # it rests
-        until_counted(client, scored=1, dropped=3)
+        time.sleep(1.2)  # until it has rested
+        assert counted(client) == {"scored": 1, "refused": 0, "failed": 0}
 
 
 def _runtimes() -> list[Runtime]:
@@ -217,8 +215,13 @@ def test_a_shadow_that_breaks_harms_no_answer(
     routed: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(routed, stable=1, shadow=2)
-    healthy = [routed.post(path, json=body).content for path, body in requests(rows_of(9))]
-    until_counted(routed, scored=3)
+
+    def answers(**outcomes: int) -> Iterator[bytes]:
+        for done, (path, body) in enumerate(requests(rows_of(9)), 1):
+            yield routed.post(path, json=body).content
+            until_counted(routed, **{outcome: before or done for outcome, before in outcomes.items()})
+
+    healthy = [*answers(scored=0)]
     logits = Predictor.logits
 
     def broken(predictor: Predictor, rows: EncodedRows) -> Any:
@@ -227,8 +230,7 @@ def test_a_shadow_that_breaks_harms_no_answer(
         return logits(predictor, rows)
 
     monkeypatch.setattr(Predictor, "logits", broken)
-    assert [routed.post(path, json=body).content for path, body in requests(rows_of(9))] == healthy
-    until_counted(routed, scored=3, failed=3)
+    assert [*answers(scored=3, failed=0)] == healthy
     assert [record.message for record in caplog.records].count("shadow failed") == 1
     assert routed.get("/readyz").status_code == 200
     monkeypatch.undo()
@@ -236,7 +238,7 @@ def test_a_shadow_that_breaks_harms_no_answer(
     until_counted(routed, scored=4, failed=3)
 
 
-def test_what_comes_while_the_shadow_is_busy_is_dropped(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_shadow_is_busy_one_request_waits(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     put(routed, stable=1, shadow=2)
     logits, entered, released = Predictor.logits, threading.Event(), threading.Event()
 
@@ -255,12 +257,20 @@ def test_what_comes_while_the_shadow_is_busy_is_dropped(routed: httpx.Client, mo
     try:
         ask()
         assert entered.wait(10)
-        for _ in range(shadow.WAITING + 5):
-            ask()
-        assert counted(routed)["dropped"] == 5
+        ask()  # it waits
+        asked = list[int]()
+        with monkeypatch.context() as patch:
+            patch.setattr(shadow.Shadow, "after", lambda *_: asked.append(1))
+            for _ in range(5):
+                ask()
+        assert not asked  # nothing is done for them
     finally:
         released.set()
-    until_counted(routed, scored=1 + shadow.WAITING, dropped=5)
+    until_counted(routed, scored=2)
+    time.sleep(0.2)
+    assert counted(routed)["scored"] == 2
+    ask()
+    until_counted(routed, scored=3)
 
 
 def test_the_shadow_works_for_its_share_of_the_time(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,18 +287,10 @@ def test_the_shadow_works_for_its_share_of_the_time(routed: httpx.Client, monkey
 
     monkeypatch.setattr(Runtime, "logits_aside", timed)
     monkeypatch.setattr(shadow, "REST", 49.0)
-    asked, until = 0, time.monotonic() + 20
-    while (asked <= shadow.WAITING + 5 or len(ends) < 5) and time.monotonic() < until:
-        routed.post(f"{MODEL}:predict", json={"instances": [ROW]})
-        asked += 1
-    assert sum(worked[:-1]) / (ends[-1] - ends[0]) <= 1 / 50
-    monkeypatch.setattr(shadow, "REST", 0.0)
-    routed.put(ROUTES, json={"stable": 1})
     until = time.monotonic() + 20
-    while (found := counted(routed))["scored"] + found["dropped"] != asked and time.monotonic() < until:
-        time.sleep(0.02)
-    assert found["scored"] + found["dropped"] == asked
-    assert found["scored"] == len(ends)
+    while len(ends) < 5 and time.monotonic() < until:
+        routed.post(f"{MODEL}:predict", json={"instances": [ROW]})
+    assert sum(worked[:-1]) / (ends[-1] - ends[0]) <= 1 / 50
 
 
 def test_a_rest_has_an_end(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,13 +302,14 @@ def test_a_rest_has_an_end(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch
         until_counted(routed, scored=done)
 
 
-def test_long_bodies_wait_within_their_bytes(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_body_does_not_wait(routed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     put(routed, stable=1, shadow=2)
-    monkeypatch.setattr(shadow, "REST", 0.0)
-    monkeypatch.setattr(shadow, "WAITING_BYTES", 2000)
-    for length, outcome in ((2000, {"scored": 1}), (2001, {"scored": 1, "dropped": 1})):
-        assert routed.post(f"{MODEL}:predict", content=b'{"instances": [{}]}'.ljust(length)).status_code == 200
-        until_counted(routed, **outcome)
+    monkeypatch.setattr(shadow, "LONGEST_BODY", 2000)
+    for length, rows in ((2001, 2), (2000, 1)):
+        body = b'{"instances": [%b]}' % b",".join([b"{}"] * rows)
+        assert routed.post(f"{MODEL}:predict", content=body.ljust(length)).status_code == 200
+    until_counted(routed, scored=1)
+    assert value(routed, 'factorlens_shadow_difference_count{model="tiny-fm"}') == 1
 
 
 def test_the_thread_of_a_shadow_ends_with_the_service(three_versions: Path) -> None:

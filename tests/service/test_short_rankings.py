@@ -15,9 +15,10 @@ from httpx import ASGITransport, AsyncClient
 from service import ranker, runtime
 from service.effort import MOST_VALUES, WARM_SECONDS, Effort
 from service.express import Express
-from service.front import INLINE_BYTES, Front
+from service.front import Front
 from service.metrics import Metrics
 from service.runtime import Runtime
+from service.scoring import INLINE_BYTES
 from service.turns import TURN_SECONDS
 from tests.service.test_express import service
 

@@ -10,7 +10,8 @@ from uvicorn.server import ServerState
 
 from service.body import received
 from service.errors import Problem, ServiceError, refused
-from service.heads import Express, Heads
+from service.exchange import Express
+from service.heads import Heads
 from service.transport import ADDRESS_BYTES, HEAD_BYTES, Awaited, Limits, Protocol
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
