@@ -293,6 +293,21 @@ def test_a_row_leaves_fields_out(folder: Path) -> None:
     assert len(part.results) == 2
 
 
+def test_a_field_that_is_left_out_is_no_part_of_the_item(folder: Path) -> None:
+    recipe = (folder / "first.toml").read_text().replace("app =", 'price = { kind = "categorical" }\napp =')
+    said = recipe.replace("[data]", '[data]\nuser = "user"\nitem = ["app", "price"]')
+    assert said.count("price") == 2
+    (folder / "first.toml").write_text(said)
+    row = '[[row]]\nrecipe = "first.toml"\nwithout = {}'
+    (folder / "papers.toml").write_text(row.format('["price"]'))
+    (left,) = entries([folder / "papers.toml"])[0].recipes
+    assert left.data.item == ("app",)
+    for without in ('["user"]', '["app", "price"]'):
+        (folder / "papers.toml").write_text(row.format(without))
+        with pytest.raises(RecipeError, match="says who and what by user and app, price, and needs both"):
+            entries([folder / "papers.toml"])
+
+
 def test_the_table_of_the_docs_is_one() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     block = next(block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[[row]]" in block)
