@@ -45,13 +45,14 @@ class Seen:
     not_ready: float = float("inf")
 
     def ask(self, client: httpx.Client, url: str) -> None:
-        while time.monotonic() < self.not_ready + NOTICED and len(self.failures) < 10:
-            try:
-                response = client.post(url + PREDICT, json=ASKED)
-                response.raise_for_status()
-                self.answers.append((time.monotonic(), response.headers.get("connection") == "close"))
-            except httpx.HTTPError as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
+        with client:
+            while time.monotonic() < self.not_ready + NOTICED and len(self.failures) < 10:
+                try:
+                    response = client.post(url + PREDICT, json=ASKED)
+                    response.raise_for_status()
+                    self.answers.append((time.monotonic(), response.headers.get("connection") == "close"))
+                except httpx.HTTPError as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
 
     def look(self, url: str) -> None:
         while time.monotonic() < self.not_ready and len(self.failures) < 10:
