@@ -17,10 +17,9 @@ from service import errors
 from service.errors import AddressTooLong, BodyLate, HeadTooLarge, Malformed, ServiceError
 from service.exchange import Exchange, Express
 from service.heads import LONGEST, Heads
-from service.repeated import Repeated
+from service.repeated import SHORT_BYTES, Repeated
 
 CONTINUE = b"HTTP/1.1 100"
-JOINED_BYTES = 65_536  # to copy a longer body would cost more than a write
 HEAD_BYTES: Final = 32_768  # that the head of a request may have, and what else of a request is no body
 ADDRESS_BYTES: Final = 8192
 LINGERING: Final = 1.0  # seconds for a client to read why it was refused, though it has not sent all
@@ -61,7 +60,7 @@ class _Joining:
     def write(self, data: bytes) -> None:
         if self._head:
             head, self._head = self._head, b""
-            if len(data) > JOINED_BYTES:
+            if len(data) > SHORT_BYTES:
                 self.written += len(head)
                 self._transport.write(head)
             else:
