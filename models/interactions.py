@@ -1,7 +1,10 @@
 """Fields as vectors e_1…e_F, and what pairs of them make of each other. Shapes: see models/base.py."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.base import Layout, Model
 from models.config import FactorConfig
@@ -56,6 +59,23 @@ class FactorModel(Model):
 
     def bi_interaction(self, e_BFK: Tensor) -> Tensor:
         """Σ_{f<g} e_f ⊙ e_g, [B, K], in O(KF)."""
-        if self.training:  # ½[(Σ e)² − Σ e²]: its gradient is the cheaper one
-            return 0.5 * (e_BFK.sum(1).square() - e_BFK.square().sum(1))
+        if self.training:
+            bi_BK: Tensor = _PairSum.apply(e_BFK)  # type: ignore[no-untyped-call]
+            return bi_BK
         return pair_sum(e_BFK)
+
+
+class _PairSum(torch.autograd.Function):
+    """Σ_{f<g} e_f ⊙ e_g = ½[(Σ e)² − Σ e²], [B, F, K] → [B, K]. The gradient of e_f is d ⊙ (Σ e − e_f): one sweep."""
+
+    @staticmethod
+    def forward(ctx: Any, e_BFK: Tensor) -> Tensor:
+        sum_BK = e_BFK.sum(1)
+        ctx.save_for_backward(e_BFK, sum_BK)
+        return 0.5 * (sum_BK.square() - e_BFK.square().sum(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_BK: Tensor) -> Tensor:
+        e_BFK, sum_BK = ctx.saved_tensors
+        return torch.addcmul((d_BK * sum_BK).unsqueeze(1), d_BK.unsqueeze(1), e_BFK, value=-1)
