@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import MODELS, Layout, Model
-from training import lookup
-from training.lookup import Lookup, group
+from training.lookup import Lookup, _Dense, group
 
 LAYOUT = Layout(num_features=97, widths=(1, 3, 1, 1), needs_values=True)
 ROWS = 23
@@ -39,11 +38,6 @@ def gradients(model: Model, *batches: tuple[Tensor, Tensor]) -> dict[str, Tensor
     model.zero_grad()
     sum((model(ids, values).square().mean() for ids, values in batches), start=torch.zeros(())).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-@pytest.fixture(autouse=True)
-def _all_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "FEW", 0)
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -101,6 +95,18 @@ def test_groups_by_brute_force(largest: int) -> None:
     expected = [rows[ids.flatten() == one].sum(0) for one in sorted(set(flat))]
     torch.testing.assert_close(groups.sums(rows), torch.stack(expected))
     assert groups.ids[groups.positions()].tolist() == flat
+
+
+def test_a_grouped_gradient_of_a_whole_table() -> None:
+    """As on a GPU."""
+    table = made("fm").embedding
+    assert isinstance(table, torch.nn.Parameter)
+    ids, values = batch()
+    weights = values.unsqueeze(2).expand(-1, -1, table.shape[1])
+    plain, grouped = functional.embedding(ids, table), _Dense.apply(table, ids, group(ids))  # type: ignore[no-untyped-call]
+    assert torch.equal(grouped, plain)
+    found, expected = (torch.autograd.grad(rows, table, weights) for rows in (grouped, plain))
+    torch.testing.assert_close(found, expected)
 
 
 def test_one_column_and_one_lookup() -> None:
