@@ -13,7 +13,7 @@ from training.dataset import Batch
 from training.errors import RecipeError, TrainingError
 from training.lookup import Lookup
 from training.objectives import Objective
-from training.optim import freeze, learning_rate, make_optimizer, penalties
+from training.optim import advance, freeze, learning_rate, make_optimizer, penalties
 from training.recipe import Fit
 from training.rows import RowOptimizer, rows_pay
 
@@ -32,6 +32,7 @@ class Learner:
         self.model = model
         self.average = Average(model, settings.average) if settings.average else None
         self._settings, self._device = settings, device.type
+        self._whole = list(trained.values())
         self._optimizer = make_optimizer(trained, lambdas, settings)
         self._rows = RowOptimizer(tables, lambdas, settings)
         self._lookup = Lookup(collected=tables)
@@ -51,11 +52,12 @@ class Learner:
         rate = learning_rate(self._settings, (step + 0.5) / steps_per_epoch)  # at the middle of the step: never 0
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad()
+        for parameter in self._whole:
+            parameter.grad = None
         with torch.autocast(self._device, torch.bfloat16, enabled=self._settings.precision == "bfloat16"):
             loss = objective.loss(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        advance(self._optimizer)
         self._rows.step(self._lookup.collected(), rate)
         if self.average:
             self.average.update(step)

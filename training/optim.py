@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,6 +45,37 @@ def make_optimizer(
     return torch.optim.Adagrad(
         grouped, lr=settings.learning_rate, initial_accumulator_value=ADAGRAD_START, fused=on_cpu or None
     )
+
+
+def advance(optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.step(). Of Adam the kernel alone: PyTorch's way there takes as long as it for 100,000 numbers."""
+    moved = [[each for each in group["params"] if each.grad is not None] for group in optimizer.param_groups]
+    adam = isinstance(optimizer, torch.optim.Adam)
+    if not adam or any(parameter not in optimizer.state for parameter in chain(*moved)):  # the first step makes those
+        optimizer.step()
+        return
+    for group, parameters in zip(optimizer.param_groups, moved, strict=True):
+        if not parameters:
+            continue
+        states = [optimizer.state[parameter] for parameter in parameters]
+        steps = [state["step"] for state in states]
+        with torch.no_grad():
+            torch._foreach_add_(steps, 1)
+            torch._fused_adam_(
+                parameters,
+                [parameter.grad for parameter in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 def learning_rate(settings: Fit, epochs_done: float) -> float:

@@ -14,7 +14,7 @@ from training.errors import RecipeError, TrainingError
 from training.fit import Run, fit, start_learner
 from training.learner import Learner
 from training.objectives import Objective, objective_of
-from training.optim import learning_rate
+from training.optim import advance, learning_rate
 from training.recipe import Fit
 from training.rows import rows_pay
 
@@ -224,3 +224,33 @@ def test_what_does_not_go_together_is_refused(
 
 def test_a_finished_model_looks_up_as_it_did_before(prepare: Prepare) -> None:
     assert fit(prepare(epochs=1), resume=False).model.lookup is torch.nn.functional.embedding
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_advance_is_the_step_of_pytorchs_adam(late: int) -> None:
+    """With a parameter that gets its first gradient late, one that gets none, a group of those alone, and a restart."""
+
+    def moved(take: Callable[[torch.optim.Optimizer], object]) -> list[Tensor]:
+        torch.manual_seed(7)
+        shapes = [(40, 8), (3,), (), (5,), (2,)]
+        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        groups = [
+            {"params": parameters[:3], "weight_decay": 0.1},
+            {"params": parameters[3:4]},
+            {"params": parameters[4:]},
+        ]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        for step in range(6):
+            for parameter in parameters[:-1]:
+                parameter.grad = torch.randn_like(parameter)
+            if step < late:
+                parameters[0].grad = None
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            take(optimizer)
+            optimizer.load_state_dict(optimizer.state_dict())
+        states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        return [*parameters, *states]
+
+    expected = moved(lambda optimizer: optimizer.step())
+    assert len(expected) == 5 + 4 * 3
+    torch.testing.assert_close(moved(advance), expected, rtol=0, atol=0)
