@@ -10,12 +10,13 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def squared(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
     """Mean squared error; with weights, sum(weight · error) / B."""
-    return _mean((logits_B - labels_B) ** 2, weights_B)
+    labels = labels_B.expand_as(logits_B)  # an ensemble in training has a logit of every member, [M, B]
+    return _mean(functional.mse_loss(logits_B, labels, reduction="none"), weights_B)
 
 
 def log_loss(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
     """Mean negative log likelihood of labels 0 and 1, from logits."""
-    labels = labels_B.expand_as(logits_B)  # an ensemble in training has a logit of every member, [M, B]
+    labels = labels_B.expand_as(logits_B)
     return _mean(functional.binary_cross_entropy_with_logits(logits_B, labels, reduction="none"), weights_B)
 
 
