@@ -64,6 +64,10 @@ class LogitTerms(NamedTuple):
     pair: Tensor  # [B, P]
     residual: Tensor  # [B]: what no field and no pair of fields can be given alone
 
+    def logit(self) -> Tensor:
+        """Their sum, [B]."""
+        return self.bias + self.field.sum(1) + self.pair.sum(1) + self.residual
+
 
 class Explanation(NamedTuple):
     """`slot` [B, S] is the first-order term of every slot: summed over a field's slots it is `terms.field`.

@@ -10,6 +10,7 @@ Shapes: see models/base.py; M is the number of members.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, cast
 
@@ -42,7 +43,7 @@ class Member:
 
     def __post_init__(self) -> None:
         require_positive("copies", self.copies)
-        if self.key == "ensemble":
+        if self.key in ("ensemble", "crossfit"):
             raise ValueError("key: expected a model that is no ensemble itself: give its members here")
 
 
@@ -62,7 +63,9 @@ class Ensemble(Model):
     def __init__(self, layout: Layout, config: Config) -> None:
         super().__init__(layout, config)
         del self.bias, self.weight  # the members have their own
-        self.members = nn.ModuleList(_build(member, layout) for member in config.members for _ in range(member.copies))
+        self.members = nn.ModuleList(
+            build_member(member, layout) for member in config.members for _ in range(member.copies)
+        )
 
     def forward(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Tensor:
         """The mean logit [B]; in training the logits of all members, [M, B], each for a loss of its own."""
@@ -70,7 +73,10 @@ class Ensemble(Model):
         return logits_MB if self.training else logits_MB.mean(0)
 
     def explain(self, ids_BS: Tensor, values_BS: Tensor | None = None) -> Explanation:
-        explanations = [member.explain(ids_BS, values_BS) for member in self._models]
+        return self.mean_of([member.explain(ids_BS, values_BS) for member in self._models])
+
+    def mean_of(self, explanations: Sequence[Explanation]) -> Explanation:
+        """Of all members, term by term; of sizes those that every member shows."""
         terms = (torch.stack(parts).mean(0) for parts in zip(*(e.terms for e in explanations), strict=True))
         return Explanation(
             LogitTerms(*terms),
@@ -106,7 +112,8 @@ class Ensemble(Model):
         return cast("list[Model]", list(self.members))
 
 
-def _build(member: Member, layout: Layout) -> Model:
+def build_member(member: Member, layout: Layout) -> Model:
+    """One copy. Raises ValueError for a key that is none."""
     from models.registry import MODELS  # which has the ensemble itself
 
     if member.key not in MODELS:

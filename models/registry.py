@@ -2,6 +2,7 @@
 
 from models.afm import AFM
 from models.base import Model
+from models.crossfit import Crossfit
 from models.deep_cross import DeepCross
 from models.deep_fm import DeepFM
 from models.deep_ifm import DeepIFM
@@ -33,4 +34,5 @@ MODELS: dict[str, type[Model]] = {
     "deep_fm": DeepFM,
     "fwnfm": FwNFM,
     "ensemble": Ensemble,
+    "crossfit": Crossfit,
 }

@@ -165,6 +165,8 @@ class Recipe(Strict):
     def _check_draws(self) -> None:
         """What is drawn against positive rows needs to know who and what."""
         fresh, ranks = self.fit.fresh_negatives > 0, self.task == "ranking"
+        if ranks and self._is_crossfit:
+            raise ValueError("crossfit goes with task = regression or binary: a ranking's pairs fall into two folds")
         for needs, what in ((ranks, "task = ranking"), (fresh, "fit.fresh_negatives")):
             if needs and not (self.data.user and self.data.item):
                 raise ValueError(f"{what} needs data.user and data.item: the fields that say who and what")
@@ -181,11 +183,20 @@ class Recipe(Strict):
         section = getattr(self, table) if table else self
         return bool(getattr(section, name) != type(section).model_fields[name].default)
 
+    @property
+    def _is_crossfit(self) -> bool:
+        return self.model.get("key") == "crossfit"
+
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         starts = [f"model.{key}" for key in START if key in self.model] + (["[pretrain]"] if self.pretrain else [])
         if len(starts) > 1:
             raise ValueError(f"{' and '.join(starts)} exclude each other: a model starts from one")
+        if starts and self._is_crossfit:
+            raise ValueError(
+                f"{starts[0]} does not go with crossfit: whoever has seen all rows tells its members of those that "
+                "they leave out"
+            )
         for key in START:
             if not isinstance(given := self.model.get(key, "a path"), str) or not given:
                 raise ValueError(f"model.{key}: expected the path of a bundle, got {given!r:.80}")

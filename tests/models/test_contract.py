@@ -31,7 +31,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("deep_fm", {"layers": (8, 7), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
     ("fwnfm", {"layers": (6, 5), "batch_norm": True, "dropout": 0.5, "layer_dropout": 0.5}),
     ("ensemble", {"members": (Member(key="afm"), Member(key="nfm", copies=2, options={"layers": [6, 5]}))}),
+    ("crossfit", {"folds": 2, "members": (Member(key="afm"), Member(key="nfm", copies=2, options={"layers": [6, 5]}))}),
 ]
+OF_MODELS = ("ensemble", "crossfit")
 CASES = [(key, {}, layout) for key in MODELS for layout in (IDS_ONLY, MIXED)]
 CASES += [(key, options, MIXED) for key, options in VARIANTS]
 
@@ -236,7 +238,7 @@ def test_the_same_seed_builds_the_same_model(key: str) -> None:
     first, second = (build(key, {}, MIXED).state_dict() for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    if key != "ensemble":  # whose members have theirs
+    if key not in OF_MODELS:  # whose members have theirs
         assert {"bias", "weight"} <= first.keys()
         assert ("embedding" in first) == (key != "lr")
 
@@ -251,7 +253,7 @@ def test_explaining_in_training_mode_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", MODELS)
 def test_models_with_pairs_refuse_a_single_field(key: str) -> None:
     model, one_field = MODELS[key], replace(IDS_ONLY, widths=(1,))
-    if not model.has_pairs and key != "ensemble":
+    if not model.has_pairs and key not in OF_MODELS:
         terms = model(one_field, model.Config()).eval().explain(*random_rows(one_field, 4)).terms
         assert terms.pair.shape == (4, 0)
         return

@@ -59,11 +59,30 @@ def fwnfm(row: Row, of: Parameters) -> Terms:
 
 
 def ensemble(row: Row, of: Parameters) -> Terms:
-    members = [{name[10:]: of[name] for name in of if name.startswith(f"members.{m}.")} for m in range(3)]
-    found = [afm(row, members[0]), nfm(row, members[1]), nfm(row, members[2])]
+    members = [inside(of, f"members.{m}.") for m in range(9) if f"members.{m}.bias" in of]
+    found = [afm(row, member) if "attention.W" in member else nfm(row, member) for member in members]
     biases, fields, pairs, residuals = zip(*found, strict=True)
-    mean = [[sum(parts) / 3 for parts in zip(*terms, strict=True)] for terms in (fields, pairs)]
-    return sum(biases) / 3, mean[0], mean[1], sum(residuals) / 3
+    mean = [[sum(parts) / len(found) for parts in zip(*terms, strict=True)] for terms in (fields, pairs)]
+    return sum(biases) / len(found), mean[0], mean[1], sum(residuals) / len(found)
+
+
+def crossfit(row: Row, of: Parameters) -> Terms:
+    bias, fields, pairs, residual = ensemble(row, of)
+    for m, (formula, kind) in enumerate([(afm, 0), (nfm, 1), (nfm, 1)]):
+        member, meta = inside(of, f"members.{m}."), inside(of, f"meta.{kind}.")
+        found = formula(row, member)
+        logit = found[0] + sum(found[1]) + sum(found[2]) + found[3]
+        lengths = [math.sqrt(dot(e, e)) for e in field_vectors(row, member)]
+        clues = [logit, *first_order(row, member), *(math.log(length + 0.01) for length in lengths)]
+        z = batch_norm(meta, "norm", clues)
+        for layer in ("mlp.0", "mlp.3"):
+            z = [max(0.0, value) for value in linear(meta, layer, z)]
+        residual += dot(z, column(meta["h"])) / 3
+    return bias, fields, pairs, residual
+
+
+def inside(of: Parameters, prefix: str) -> Parameters:
+    return {name.removeprefix(prefix): value for name, value in of.items() if name.startswith(prefix)}
 
 
 def afm(row: Row, of: Parameters) -> Terms:
@@ -193,6 +212,14 @@ ASPECTS: list[dict[str, Any]] = [
         ("fwnfm", {"embedding_dim": K, "layers": (4,)}, fwnfm),
         ("afm", {"embedding_dim": K, "attention_dim": 4}, afm),
         ("ensemble", {"members": (AFM_MEMBER, Member(key="nfm", copies=2, options=NFM_OPTIONS))}, ensemble),
+        (
+            "crossfit",
+            {
+                "members": (AFM_MEMBER, Member(key="nfm", copies=2, options=NFM_OPTIONS)),
+                "meta_layers": (6, 3),
+            },
+            crossfit,
+        ),
         ("ifm", {"embedding_dim": K, "fen_layers": (6,)}, ifm),
         *[
             (key, {"embedding_dim": K, "field_dim": 3, "temperature": 2.0, **aspects, **layers}, formula)

@@ -107,7 +107,7 @@ def test_every_split_of_the_fields_gives_the_flat_logits(key: str, options: dict
 
 def test_every_model_is_split_or_says_that_it_is_not() -> None:
     whole = {key for key, model in MODELS.items() if build_default(model).split([1]) is None}
-    assert whole == {"hofm", "inn", "deep_cross", "fwnfm", "ensemble"}
+    assert whole == {"hofm", "inn", "deep_cross", "fwnfm", "ensemble", "crossfit"}
     assert whole | {key for key, _ in CASES} == set(MODELS)
 
 

@@ -14,7 +14,7 @@ ROWS = 23
 
 def made(key: str) -> Model:
     torch.manual_seed(1)
-    options = {} if key in ("lr", "ensemble") else {"embedding_dim": 8, "init_std": 0.5}
+    options = {} if key in ("lr", "ensemble", "crossfit") else {"embedding_dim": 8, "init_std": 0.5}
     model = MODELS[key](LAYOUT, MODELS[key].Config(**options))
     for parameter in model.parameters():  # what starts at 0 would hide a gradient
         parameter.data.add_(0.1 * torch.randn(parameter.shape))

@@ -288,7 +288,22 @@ def test_members_of_an_ensemble_are_read_and_refused_as_models_are() -> None:
         "key = 'nfm', options = { layer = [4] }": "1.options: unknown 'layer'; did you mean 'layers'? (known: ",
         "key = 'nfn'": "1.key: unknown 'nfn'; did you mean 'nfm'? (known: ",
         "key = 'ensemble'": "1: key: expected a model that is no ensemble itself",
+        "key = 'crossfit'": "1: key: expected a model that is no ensemble itself",
         "key = 'fm', copys = 2": "1.copys: unexpected keyword argument, got 2",
         "key = 'fm', copies = 0": "1: copies: expected a whole number of at least 1, got 0",
     }.items():
         assert f": model.members.{sentence}" in refusal(*members(table))
+
+
+def test_a_crossfit_starts_from_nothing_and_ranks_nothing() -> None:
+    members = ["model.key=crossfit", "model.members=[{ key = 'fm' }]"]
+    assert checked(*members, "model.folds=3").config.folds == 3
+    sentence = "does not go with crossfit: whoever has seen all rows tells its members of those that they leave out"
+    for start in ("model.pretrained=there", "model.warm_start=there"):
+        assert f"{start.partition('=')[0]} {sentence}" in refusal(*members, start)
+    assert f"[pretrain] {sentence}" in refusal(*members, "pretrain.fit.epochs=2")
+    ranking = ["task=ranking", "data.user=user", "data.item=['item']"]
+    assert "crossfit goes with task = regression or binary" in refusal(*members, *ranking)
+    assert ": model: folds: expected at least 2, each is left out by one copy, got 1" in refusal(
+        *members, "model.folds=1"
+    )
