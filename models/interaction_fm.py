@@ -32,7 +32,7 @@ Aspects = Literal["both", "feature", "field"]
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionConfig(FactorConfig):
-    """`dropout` is on the pair-wise interaction layer, behind the attention, as in the released code.
+    """`dropout` is on the pair-wise interaction layer, which the attention reads, too: as in afm.
 
     `aspects`: with "feature" alone every F_ij is 1, with "field" alone every T_ij is 1 / P.
     `factorised`: F_ij = Dᵀ (U_i ⊙ U_j) with `field_dim` latent factors; else a free vector for every pair.
@@ -175,8 +175,8 @@ class InteractionFM(InteractionAware):
         if self.attention is None and not sampled and not (self.training and self.dropout.p):
             return self._field_sum(e_BFK)
         chosen_C = draw_pairs(self._sampling_weights(), self.sample_pairs) if sampled else None
-        products_BPK = self.pair_products(e_BFK, chosen_C)
-        dots_BP = self._dots(self.dropout(products_BPK), chosen_C)
+        products_BPK = self.dropout(self.pair_products(e_BFK, chosen_C))
+        dots_BP = self._dots(products_BPK, chosen_C)
         if self.attention is None:
             return dots_BP.mean(1) * len(self.layout.pairs)
         return (self.scaled_attention(products_BPK) * dots_BP).sum(1)

@@ -131,6 +131,22 @@ def test_a_served_model_shares_the_tables_and_keeps_every_bit() -> None:
     assert not torch.equal(served(*rows(8)), model(*rows(8)))
 
 
+def test_dropout_is_in_front_of_the_attention() -> None:
+    class Half(nn.Module):
+        p = 0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.arange(x.shape[2]) % 2)
+
+    model: InteractionFM = build(init_std=0.5, temperature=1.0).train()
+    model.dropout = Half()  # type: ignore[assignment]
+    e_BFK = model.embed(*rows(32))
+    products_BPK = Half()(model.pair_products(e_BFK))
+    dots_BP = (products_BPK * model.field_vectors()).sum(2)
+    expected_B = PAIRS * (model.attention(products_BPK) * dots_BP).sum(1)
+    torch.testing.assert_close(model.pair_sum(e_BFK), expected_B)
+
+
 def test_the_field_aspect_alone_has_the_gradients_of_its_formula() -> None:
     """Its forward goes by [K, F, B]; with a dropout of nearly nothing by [B, P, K]."""
     grads = []
