@@ -7,9 +7,10 @@ Neural Networks 5 (1992), with members trained on all rows and a level-1 network
 A factorization machine remembers pairs of features. Of the rows it is trained on it has seen every pair, and what it
 says of them is nearly the label; of other rows it has not, and how far its word can be trusted there no row of training
 tells. A row that was left out does: so the network learns, for instance, how often those who use few items take one
-that is new to them. A row is in one fold of each kind of member, by a hash of its ids. The copy of that fold gets no
-gradient of it, and answers it as it would be served; all others are trained on it, each on a loss of its own. What is
-served are the members and the networks: the copies have done their work.
+that is new to them. A row is in one fold of each kind of member, by a hash of its ids and values. The copy of that fold
+answers it as it would be served, and takes no loss of it (of what it holds, batch norm's statistics alone); all others
+are trained on it, each on a loss of its own. What is served are the members and the networks: the copies have done
+their work.
 
 Shapes: see models/base.py; M is the number of members, R rows of a fold, C = 1 + 2F.
 """
@@ -27,7 +28,7 @@ from models.ensemble import Ensemble, Member, build_member
 from models.interactions import FactorModel
 from models.mlp import mlp
 
-FLOOR = 0.01  # added to norms: those of features that are never trained stand near it
+FLOOR = 0.01  # added to lengths: a field that is empty has none, and its logarithm is to be finite
 SEED = 1992  # of the hash
 BITS = 31  # of a hash
 
@@ -121,7 +122,7 @@ class Folds(nn.Module):
         """The logit of every copy in training, [copies, B]; that of a row's fold is what it would serve, without a
         gradient, corrected by the network."""
         logits_B = [model(ids_BS, values_BS) for model in self.copies]
-        fold_B = self.of(ids_BS)
+        fold_B = self.of(ids_BS, values_BS)
         at_R = [(fold_B == fold).nonzero().squeeze(1) for fold in range(len(self.copies))]
         clues_BC = torch.cat(
             [
@@ -132,9 +133,11 @@ class Folds(nn.Module):
         corrected_B = clues_BC[:, 0] + meta(clues_BC)
         return torch.stack(logits_B).scatter(0, fold_B.unsqueeze(0), corrected_B.unsqueeze(0))
 
-    def of(self, ids_BS: Tensor) -> Tensor:
-        """The fold of each row, [B], from 0 on: the same for the same ids."""
+    def of(self, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
+        """The fold of each row, [B], from 0 on: the same for the same ids and values."""
         hash_B = (ids_BS * self.hash_S).sum(1)  # int64 overflows, and is meant to
+        if values_BS is not None:
+            hash_B += (values_BS.float().contiguous().view(torch.int32) * self.hash_S.flip(0)).sum(1)
         return (hash_B ^ (hash_B >> BITS)).mul(self.hash_S[0]).bitwise_right_shift(64 - BITS) % len(self.copies)
 
 

@@ -32,9 +32,7 @@ Aspects = Literal["both", "feature", "field"]
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionConfig(FactorConfig):
-    """`dropout` is on the pair-wise interaction layer, which the attention reads, too: as in afm.
-
-    `aspects`: with "feature" alone every F_ij is 1, with "field" alone every T_ij is 1 / P.
+    """`aspects`: with "feature" alone every F_ij is 1, with "field" alone every T_ij is 1 / P.
     `factorised`: F_ij = Dᵀ (U_i ⊙ U_j) with `field_dim` latent factors; else a free vector for every pair.
     `temperature`: τ, dividing the finished attention logit as in the paper (the released code divides before ReLU).
     """
@@ -124,7 +122,9 @@ class InteractionAware(FactorModel):
 class InteractionFM(InteractionAware):
     @dataclass(frozen=True, kw_only=True)
     class Config(InteractionConfig):
-        """`sample_pairs`: C pairs drawn anew for every training batch, with probability ∝ ‖F_ij‖; 0 takes all.
+        """`dropout` is on the pair-wise interaction layer, which the attention reads, too: as in afm.
+
+        `sample_pairs`: C pairs drawn anew for every training batch, with probability ∝ ‖F_ij‖; 0 takes all.
 
         Predictions and explanations are always of all pairs.
         """

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+SCATTERED = {"cpu"}  # devices on which index_select has the quicker gradient, in the same order every time
 FEW = 8_192  # lookups on a GPU: below it, grouping costs more than PyTorch's gradient
 
 
@@ -82,7 +83,7 @@ class Lookup:
         looked_up: Tensor
         if into is not None:
             looked_up = _Collected.apply(table_NK, ids_BS, *self._groups(ids_BS), into)  # type: ignore[no-untyped-call]
-        elif ids_BS.device.type == "cpu":
+        elif ids_BS.device.type in SCATTERED:
             looked_up = table_NK.index_select(0, ids_BS.reshape(-1)).view(*ids_BS.shape, table_NK.shape[1])
         elif ids_BS.numel() < FEW or not (table_NK.requires_grad and torch.is_grad_enabled()):
             looked_up = functional.embedding(ids_BS, table_NK)

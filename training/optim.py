@@ -50,7 +50,7 @@ def make_optimizer(
 def advance(optimizer: torch.optim.Optimizer) -> None:
     """optimizer.step(). Of Adam the kernel alone: PyTorch's way there takes as long as it for 100,000 numbers."""
     moved = [[each for each in group["params"] if each.grad is not None] for group in optimizer.param_groups]
-    adam = isinstance(optimizer, torch.optim.Adam)
+    adam = type(optimizer) is torch.optim.Adam
     if not adam or any(parameter not in optimizer.state for parameter in chain(*moved)):  # the first step makes those
         optimizer.step()
         return

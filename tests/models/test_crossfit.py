@@ -42,7 +42,7 @@ def learns(part: nn.Module) -> bool:
 @pytest.mark.parametrize("own", range(FOLDS))
 def test_the_copy_of_a_rows_fold_learns_nothing_of_it_and_everything_else_does(own: int) -> None:
     model, (ids, values) = build().train(), rows()
-    at = folds(model)[0].of(ids) == own
+    at = folds(model)[0].of(ids, values) == own
     model(ids[at], values[at]).square().sum().backward()
     for of_kind in folds(model):
         assert [learns(copy) for copy in of_kind.copies] == [fold != own for fold in range(FOLDS)]
@@ -59,7 +59,7 @@ def test_a_row_left_out_is_answered_as_served_and_corrected() -> None:
     copies = [copy for of_kind in folds(model) for copy in of_kind.copies]
     model.eval()
     served_MB = torch.stack([copy(ids, values) for copy in copies])
-    fold_1B = folds(model)[0].of(ids).unsqueeze(0)
+    fold_1B = folds(model)[0].of(ids, values).unsqueeze(0)
     for first in (0, FOLDS):
         place = fold_1B + first
         torch.testing.assert_close(found_MB[WHOLE:].gather(0, place), served_MB.gather(0, place))
@@ -76,14 +76,30 @@ def test_a_network_learns_from_the_rows_left_out_by_its_own_kind() -> None:
     assert [learns(meta) for meta in model.meta] == [True, False]
 
 
-def test_folds_are_the_same_for_the_same_ids_and_of_about_one_size() -> None:
-    (first, second), (ids, _) = folds(build()), rows(9_000)
-    found = first.of(ids)
-    torch.testing.assert_close(second.of(ids.flip(0)).flip(0), found)
-    assert torch.bincount(found, minlength=FOLDS).tolist() == pytest.approx([3_000] * FOLDS, rel=0.05)
+def test_folds_are_the_same_for_the_same_row_and_of_about_one_size() -> None:
+    (first, second), (ids, values) = folds(build()), rows(9_000)
+    found = first.of(ids, values)
+    torch.testing.assert_close(second.of(ids.flip(0), values.flip(0)).flip(0), found)
     changed = ids.clone()
     changed[:, 2] = changed[:, 2] % (LAYOUT.num_features - 1) + 1
-    assert (first.of(changed) != found).float().mean() == pytest.approx(2 / 3, abs=0.05)
+    alike = ids[:1].expand_as(ids)
+    for fold_B in (found, first.of(ids, None), first.of(alike, values)):
+        assert torch.bincount(fold_B, minlength=FOLDS).tolist() == pytest.approx([3_000] * FOLDS, rel=0.05)
+    for fold_B in (first.of(changed, values), first.of(ids, values + 1)):
+        assert (fold_B != found).float().mean() == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_without_batch_norm_a_copy_learns_nothing_of_its_fold_beside_others() -> None:
+    """Features of rows of its own fold alone stay as they are."""
+    plain = Member(key="nfm", options={**NFM, "batch_norm": False, "dropout": 0.0})
+    model, (_, values) = build(members=(plain,)).train(), rows(12)
+    ids = torch.arange(1, 49).view(12, 4)  # no feature twice
+    model(ids, values).square().sum().backward()
+    (of_kind,) = folds(model)
+    fold_B = of_kind.of(ids, values)
+    for fold, copy in enumerate(of_kind.copies):
+        moved_B = cast("Tensor", copy.embedding.grad)[ids].abs().sum((1, 2)) > 0
+        assert torch.equal(moved_B, fold_B != fold)
 
 
 def test_few_rows_do_not_stop_it() -> None:

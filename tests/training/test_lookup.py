@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import MODELS, Layout, Model
-from training.lookup import Lookup, _Dense, group
+from training import lookup
+from training.lookup import Lookup, group
 
 LAYOUT = Layout(num_features=97, widths=(1, 3, 1, 1), needs_values=True)
 ROWS = 23
@@ -38,6 +39,19 @@ def gradients(model: Model, *batches: tuple[Tensor, Tensor]) -> dict[str, Tensor
     model.zero_grad()
     sum((model(ids, values).square().mean() for ids, values in batches), start=torch.zeros(())).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many lookups are grouped."""
+    monkeypatch.setattr(lookup, "SCATTERED", set())
+    monkeypatch.setattr(lookup, "FEW", 0)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("key", MODELS)
+def test_every_model_gets_the_gradients_of_plain_embeddings_from_groups(key: str) -> None:
+    test_every_model_gets_the_gradients_of_plain_embeddings(key)
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -95,18 +109,6 @@ def test_groups_by_brute_force(largest: int) -> None:
     expected = [rows[ids.flatten() == one].sum(0) for one in sorted(set(flat))]
     torch.testing.assert_close(groups.sums(rows), torch.stack(expected))
     assert groups.ids[groups.positions()].tolist() == flat
-
-
-def test_a_grouped_gradient_of_a_whole_table() -> None:
-    """As on a GPU."""
-    table = made("fm").embedding
-    assert isinstance(table, torch.nn.Parameter)
-    ids, values = batch()
-    weights = values.unsqueeze(2).expand(-1, -1, table.shape[1])
-    plain, grouped = functional.embedding(ids, table), _Dense.apply(table, ids, group(ids))  # type: ignore[no-untyped-call]
-    assert torch.equal(grouped, plain)
-    found, expected = (torch.autograd.grad(rows, table, weights) for rows in (grouped, plain))
-    torch.testing.assert_close(found, expected)
 
 
 def test_one_column_and_one_lookup() -> None:
