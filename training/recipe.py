@@ -194,7 +194,7 @@ class Recipe(Strict):
             raise ValueError(f"{' and '.join(starts)} exclude each other: a model starts from one")
         if starts and self._is_crossfit:
             raise ValueError(
-                f"{starts[0]} does not go with crossfit: whoever has seen all rows tells its members of those that "
+                f"{starts[0]} does not go with crossfit: whoever has seen all rows tells its copies of those that "
                 "they leave out"
             )
         for key in START:

@@ -1,4 +1,4 @@
-"""What is left out stays out: the copy of a row's fold learns nothing of it, and answers it as it would be served."""
+"""What is left out stays out: the copy of a fold takes no loss of its rows, and answers them as it would be served."""
 
 from typing import Any, cast
 

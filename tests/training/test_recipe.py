@@ -298,7 +298,7 @@ def test_members_of_an_ensemble_are_read_and_refused_as_models_are() -> None:
 def test_a_crossfit_starts_from_nothing_and_ranks_nothing() -> None:
     members = ["model.key=crossfit", "model.members=[{ key = 'fm' }]"]
     assert checked(*members, "model.folds=3").config.folds == 3
-    sentence = "does not go with crossfit: whoever has seen all rows tells its members of those that they leave out"
+    sentence = "does not go with crossfit: whoever has seen all rows tells its copies of those that they leave out"
     for start in ("model.pretrained=there", "model.warm_start=there"):
         assert f"{start.partition('=')[0]} {sentence}" in refusal(*members, start)
     assert f"[pretrain] {sentence}" in refusal(*members, "pretrain.fit.epochs=2")
