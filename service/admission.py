@@ -27,19 +27,14 @@ BURST: Final = 0.5  # share of its deadline that a request may be expected to wa
 STANDING: Final = 0.2  # and where others have waited all the last second: a queue that stays helps nobody
 SHORT: Final = 0.02  # share of the deadline under which a queue is as good as none
 INTERVAL: Final = 1.0  # seconds after which a queue counts as one that stays
-HOLD_SECONDS: Final = 0.1  # that who is turned away waits, where the queue stays: many ask again at once
+HOLD_SECONDS: Final = 0.1  # that who is turned away may wait to be told so: many ask again at once
 LONGEST_PAUSE: Final = 10  # seconds that a client may be asked to wait beyond the first
 LOG_SECONDS: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-def _said(content: bytes, media_type: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """A body, and the headers that every answer with it has."""
-    return content, [(b"content-length", b"%d" % len(content)), (b"content-type", media_type.encode())]
-
-
-BUSY: Final = _said(bytes(errors.refused(Overloaded()).body), errors.MEDIA_TYPE)
-BUSY_IN_OIP: Final = _said(errors.said_in_oip(errors.KINDS[Overloaded].title, str(Overloaded())), "application/json")
+BUSY: Final = bytes(errors.refused(Overloaded()).body), errors.MEDIA_TYPE.encode()
+BUSY_IN_OIP: Final = errors.said_in_oip(errors.KINDS[Overloaded].title, str(Overloaded())), b"application/json"
 
 
 @dataclass(slots=True, eq=False)
@@ -119,10 +114,9 @@ class Gate:
         if is_free and not is_full:
             return None
         now = time.perf_counter()
-        stands = now - lane.short_at > INTERVAL
-        share = (STANDING if stands else BURST) * announced.priority
+        share = (STANDING if now - lane.short_at > INTERVAL else BURST) * announced.priority
         if is_full or lane.seconds > (announced.timeout or self._deadline) * share:
-            return Overloaded(_pause(lane.seconds + now - lane.short_at), HOLD_SECONDS if stands else 0.0)
+            return Overloaded(_pause(lane.seconds + now - lane.short_at))
         return None
 
     def dropped(self, model: str, reason: str, rows: int) -> None:
@@ -147,14 +141,19 @@ async def turn_away(error: Overloaded, scope: Scope, send: Send) -> None:
     stays; but a client that waits to be asked for the body may or may not send it then."""
     record: Record = scope["state"]["record"]
     record.is_common = True
-    if error.hold:
-        await asyncio.sleep(error.hold)
-    content, headers = BUSY_IN_OIP if errors.OIP.match(scope["path"]) else BUSY
-    headers = [*headers, (b"retry-after", b"%d" % error.pause)]
+    await asyncio.sleep(HOLD_SECONDS)
+    content, headers = busy(error, scope["path"])
+    headers.append((b"content-length", b"%d" % len(content)))
     if b"expect" in dict(scope["headers"]):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": content})
+
+
+def busy(error: Overloaded, path: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The body that says so, and its headers but for the length."""
+    content, media_type = BUSY_IN_OIP if errors.OIP.match(path) else BUSY
+    return content, [(b"content-type", media_type), (b"retry-after", b"%d" % error.pause)]
 
 
 def _pause(behind: float) -> int:

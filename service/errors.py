@@ -149,12 +149,11 @@ class SetsFull(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """A request that was turned away before its body was read, and is told so after `hold` seconds; to be sent again
-    after `pause` seconds."""
+    """A request that was turned away before its body was read, to be sent again after `pause` seconds."""
 
-    def __init__(self, pause: int = 1, hold: float = 0.0) -> None:
+    def __init__(self, pause: int = 1) -> None:
         super().__init__("too many requests wait: this one was not looked at, send it again later")
-        self.pause, self.hold = pause, hold
+        self.pause = pause
 
 
 class Overdue(ServiceError):

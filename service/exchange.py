@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.heads import Head, Heads
 from service.repeated import SHORT_BYTES, Repeated
@@ -45,15 +45,15 @@ class Exchange:
             if gone is not None:
                 gone()
 
-    def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes) -> None:
-        """With the status 200; `fields` need no care."""
+    def answer(self, fields: Iterable[tuple[bytes, bytes]], content: bytes, *, status: int = 200) -> None:
+        """`fields` need no care."""
         protocol, self.response_complete, self.body = self._protocol, True, b""
         self.gone = None  # which leads back here: the collector would have to find it
         opening, closes = self._heads.opening(protocol.server_state.default_headers)
         if not (self.keep_alive or closes):
             opening, closes = opening + b"connection: close\r\n", True
         lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-        head = b"%bcontent-length: %d\r\n%b\r\n" % (opening, len(content), lines)
+        head = b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINE[status], opening, len(content), lines)
         if len(content) > SHORT_BYTES:
             self._write(head)
             self._write(content)

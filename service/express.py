@@ -2,14 +2,18 @@
 
 It goes as far as all is plain. Whatever is not (a key that is missing, a long queue, many rows) goes the long way,
 through the ASGI app, as if nothing had been tried; so does a request that failed, with the error on its record. There
-is one place for what is out of the ordinary, and it is not here.
+is one place for what is out of the ordinary, and it is not here, but for requests that are not let in: under an
+overload nothing is more ordinary, and what they cost is taken from the answers of all others.
 """
 
+import asyncio
 from typing import Any, Final
 
 from starlette.types import Scope
 
+from service.admission import HOLD_SECONDS, busy
 from service.batcher import Scored
+from service.errors import Overloaded
 from service.exchange import Exchange
 from service.front import Front, is_verb
 from service.guard import Guard
@@ -26,6 +30,7 @@ class Express:
 
     def __init__(self, front: Front, recorder: Recorder, guard: Guard | None) -> None:
         self._front, self._recorder, self._guard = front, recorder, guard
+        self._held: list[_TurnedAway] = []
 
     def __call__(self, exchange: Exchange) -> bool:
         """Whether the request was taken, and so will be answered or given back."""
@@ -42,7 +47,11 @@ class Express:
                 self._guard.admit(scope)
             order = self._front.order(scope)
             if not self._front.takes_at_once(order, exchange.body):
+                self._front.admit(order)
                 return False
+        except Overloaded as error:
+            self._turn_away(_TurnedAway(exchange, scope, error, self._recorder))
+            return True
         except Exception:  # the long way will meet it, too, and say what it is
             return False
         stages = order.loaded.statistics.request()
@@ -59,6 +68,36 @@ class Express:
         exchange.gone = taken.leave
         self._front.put(order, scoring, exchange.body, taken)
         return True
+
+    def _turn_away(self, turned_away: "_TurnedAway") -> None:
+        """Tell all of a tenth of a second at once. Where threads are busy, each time that the event loop wakes up costs
+        as much as some answers; and who asks again at once would do so without a pause."""
+        if not self._held:
+            asyncio.get_running_loop().call_later(HOLD_SECONDS, self._answer_held)
+        self._held.append(turned_away)
+
+    def _answer_held(self) -> None:
+        held, self._held = self._held, []
+        for turned_away in held:
+            asyncio.get_running_loop().call_soon(turned_away.answer)  # if one fails, the others are answered
+
+
+class _TurnedAway:
+    """A request that is not let in, for as little as possible."""
+
+    __slots__ = ("_error", "_exchange", "_recorder", "_scope")
+
+    def __init__(self, exchange: Exchange, scope: Scope, error: Overloaded, recorder: Recorder) -> None:
+        self._exchange, self._scope, self._error, self._recorder = exchange, scope, error, recorder
+        exchange.body = b""  # nobody will read it
+
+    def answer(self) -> None:
+        record: Record = self._scope["state"]["record"]
+        record.is_common, record.status = True, 503
+        if not self._exchange.disconnected:
+            content, headers = busy(self._error, self._scope["path"])
+            self._exchange.answer((*headers, *self._recorder.headers(record)), content, status=record.status)
+        self._recorder.close(record, self._scope)
 
 
 class _Taken:

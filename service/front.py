@@ -106,6 +106,12 @@ class Front:
         is_long = is_act or announced.coding > 0 or announced.length > INLINE_BYTES
         return Order(record, loaded, verb, announced, _form(verb, announced), shadow, due, is_long)
 
+    def admit(self, order: Order) -> bool:
+        """Whether a request, as announced, will have a thread to itself. Raises Overloaded where it is not let in."""
+        is_long = order.is_long and not self._rankings.seems_short(order)
+        self._gate.admit(order.loaded, order.verb, order.announced, is_long=is_long)
+        return is_long
+
     def takes_at_once(self, order: Order, raw: bytes) -> bool:
         """Whether a request whose body is here would be scored in the next run, as far as can be told without reading
         it: neither have bodies of its length too many rows on the average, nor has it too many braces."""
@@ -142,10 +148,8 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         order = self.order(scope)
-        loaded, verb, announced = order.loaded, order.verb, order.announced
-        is_long = order.is_long and not self._rankings.seems_short(order)
-        self._gate.admit(loaded, verb, announced, is_long=is_long)
-        raw = await body.received(receive, announced.length, limit=self._settings.max_body_bytes)
+        is_long = self.admit(order)
+        raw = await body.received(receive, order.announced.length, limit=self._settings.max_body_bytes)
         if not order.is_long and len(raw) <= INLINE_BYTES:
             return await self._score(order, raw, receive)
         act: Callable[[], Reply] = partial(self._act, order, self._answer_of(order, raw), raw)

@@ -6,8 +6,6 @@ Clients send the same head again and again. What it says is then known without i
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 HEADS: Final = 1024  # that are kept, for all connections
 LONGEST: Final = 2048  # bytes of one
 FIELDS: Final = 32  # of one: what is kept of a field takes a hundred bytes more than the field
@@ -33,10 +31,10 @@ class Heads:
         self.find = self._known.get
 
     def opening(self, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, bool]:
-        """How answers with the status 200 begin, where they all have these headers, and whether they are the last."""
+        """What follows the status where all answers have these headers, and whether they are the last."""
         of, opening, closes = self._opening
         if of is not fields:
-            opening = STATUS_LINE[200] + b"".join([b"%b: %b\r\n" % field for field in fields])
+            opening = b"".join([b"%b: %b\r\n" % field for field in fields])
             closes = (b"connection", b"close") in fields
             self._opening = fields, opening, closes
         return opening, closes

@@ -1,7 +1,8 @@
 """More than can be answered: an open loop at twice and ten times the peak, a storm of retries, clients that leave.
 
 The service has one core to itself and the load another. On a machine that others use neither has it all; so goodput is
-what was answered for each second of CPU that the service got, as a share of the same at its peak.
+what was answered for each second of CPU that the service got, as a share of the same at its peak, which is taken before
+and after, three times: what a second of CPU is worth changes from one to the next.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -37,14 +39,15 @@ Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]
 DEADLINE = Settings().deadline
 LIVES = 0.1  # seconds
 CONNECTIONS = 1000  # of the open loop: never what there is too little of
-ATTEMPTS, STEADY = 3, 1.3  # where others use the machine, ten times the peak may soon be thirty times
+ROUNDS, STEADY = 3, 1.3  # where others use the machine, ten times the peak may soon be thirty times
 SECONDS = 5.0
 RECOVERY = 5.0  # seconds
 CLIENTS, JOBS = 300, 3  # of the storm
 LEAVERS, AT_ONCE = 10_000, 500
 EXPLAIN = "/v1/models/tiny-afm:explain"
 ROW = {"user": "u1", "app": "a1", "tags": ["fun", "old"], "age": 30}
-REQUEST = load.post(EXPLAIN, json.dumps({"instances": [ROW] * 64}).encode())
+ROWS = 128  # of this small model they take as long as 64 rows of an attentional one with ten fields: 10 ms
+REQUEST = load.post(EXPLAIN, json.dumps({"instances": [ROW] * ROWS}).encode())
 SHORT = load.post("/v1/models/tiny-fm:predict", json.dumps({"instances": [ROW]}).encode())
 HOG = """
 import asyncio, hashlib, os, sys, threading
@@ -115,6 +118,9 @@ class Peak(NamedTuple):
     per_second: float
     cpu: float  # seconds of a request
 
+    def mean(self, other: "Peak") -> "Peak":
+        return Peak((self.per_second + other.per_second) / 2, (self.cpu + other.cpu) / 2)
+
 
 class Sent(load._Open):
     """An open loop whose seconds count from the sending: on a machine that others use, that may be late. `cpu` is what
@@ -125,6 +131,9 @@ class Sent(load._Open):
         self._target, self.cpu = target, 0.0
 
     async def _drive(self) -> None:
+        began = time.perf_counter()
+        await asyncio.to_thread(self._target.get, "/livez")  # on a connection that is accepted after all others
+        self._ends_at += time.perf_counter() - began
         before = self._target.cpu
         await super()._drive()
         self.cpu = self._target.cpu - before
@@ -140,14 +149,21 @@ class Sent(load._Open):
 @dataclass
 class Found:
     load: Load
-    goodput: float  # share of the peak's
-    times: float  # what was asked for, in terms of what the service had CPU for
-    share: float  # of a core that the service had
+    cpu: float  # seconds that the service used
     lives: list[Life]
 
+    def goodput(self, peak: Peak) -> float:
+        """Share of the peak's."""
+        return len(self.load.waited) * peak.cpu / self.cpu
+
+    def times(self, peak: Peak) -> float:
+        """What was asked for, in terms of what the service had CPU for."""
+        return self.load.statuses.total() * peak.cpu / self.cpu
+
     @property
-    def p99(self) -> float:
-        return float(np.percentile(self.load.waited, 99))
+    def share(self) -> float:
+        """Of a core that the service had."""
+        return self.cpu / self.load.seconds
 
     @property
     def refused(self) -> int:
@@ -158,8 +174,7 @@ async def overload(target: Target, peak: Peak, times: float) -> Found:
     with watched(target) as asked:
         run = Sent(target, peak.per_second * times)
         found = await run.run(CONNECTIONS, SECONDS)
-    able = run.cpu / peak.cpu  # requests
-    return Found(found, len(found.waited) / able, found.statuses.total() / able, run.cpu / found.seconds, asked)
+    return Found(found, run.cpu, asked)
 
 
 @contextmanager
@@ -172,6 +187,14 @@ def watched(target: Target) -> Iterator[list[Life]]:
         process.terminate()
         found += (Life(*map(float, line.split())) for line in process.communicate()[0].splitlines())
     assert process.returncode == -signal.SIGTERM
+
+
+def left_in(target: Target) -> float:
+    """Rows that still have a place when those who left have had half a minute to be noticed."""
+    until = time.monotonic() + 30
+    while (rows := target.metric("factorlens_queue_rows")) and time.monotonic() < until:
+        time.sleep(0.1)
+    return rows
 
 
 @pytest.fixture
@@ -203,35 +226,42 @@ def serve(bundles: Path, started: Started) -> Iterator[Callable[..., Target]]:
 def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Measured, times: int, bar: float) -> None:
     target = serve()
 
-    async def run() -> tuple[Peak, Found, Load]:
-        for _ in range(ATTEMPTS):
-            peak = await target.peak()
-            found = await overload(target, peak, times)
-            if found.times <= times * STEADY:
-                break
+    async def run() -> tuple[list[tuple[Peak, Found]], Load]:
+        rounds, before = list[tuple[Peak, Found]](), await target.peak()
+        for _ in range(ROUNDS):
+            found = await overload(target, before, times)
+            after = await target.peak()
+            rounds.append((before.mean(after), found))
+            before = after
+        await overload(target, before, times)
         await asyncio.sleep(RECOVERY)
-        rate = peak.per_second * found.share / 5
-        after = await load.opened(target.address, REQUEST, connections=64, seconds=2.0, rate=rate)
-        return peak, found, after
+        rate = before.per_second * found.share / 5
+        return rounds, await load.opened(target.address, REQUEST, connections=64, seconds=2.0, rate=rate)
 
-    peak, found, after = uvloop.run(run())
+    rounds, after = uvloop.run(run())
+    goodput = median(found.goodput(peak) for peak, found in rounds)
+    most = median(found.times(peak) for peak, found in rounds)
+    cpu = median(peak.cpu for peak, _ in rounds)
+    p99 = float(np.percentile([waited for _, found in rounds for waited in found.load.waited], 99))
+    lives = [life for _, found in rounds for life in found.lives]
+    worst = max(lives, key=lambda life: life.left)
     name = f"{times} times the peak"
-    figure = f"{found.goodput:.0%} at {found.times:.1f} times, {peak.cpu * 1000:.1f} ms of CPU a request"
+    figure = f"{goodput:.0%} at {most:.1f} times, {cpu * 1000:.1f} ms of CPU a request"
     measured(f"{name}, open loop: goodput", figure, f"≥ {bar:.0%}")
-    measured(f"{name}: p99 of what was let in", f"{found.p99:.2f} s", f"≤ {DEADLINE:g} s")
-    worst = max(found.lives, key=lambda life: life.left)
+    measured(f"{name}: p99 of what was let in", f"{p99:.2f} s", f"≤ {DEADLINE:g} s")
     figure = f"{worst.left * 1000:.0f} ms, and {worst.waited * 1000:.0f} ms that others had the processor"
-    measured(f"{name}: /livez at worst, of {len(found.lives)}", figure, "< 100 ms")
+    measured(f"{name}: /livez at worst, of {len(lives)}", figure, "< 100 ms")
     measured(f"{name}: refused {RECOVERY:g} s after it, at a fifth of the peak", f"{after.failed or 0}", "0")
-    assert found.refused > 0
-    assert set(found.load.failed) <= {503, load.UNANSWERED}
+    refused = [found.refused for _, found in rounds]
+    assert min(refused) > 0
+    assert {status for _, found in rounds for status in found.load.failed} <= {503, load.UNANSWERED}
     assert not after.failed
-    assert target.metric("factorlens_queue_rows") == 0
-    assert target.metric("factorlens_refused_total") >= found.refused
-    if found.times > times * STEADY:
-        pytest.skip(f"others use this machine: it was {found.times:.0f} times what the service had CPU for")
-    assert found.goodput >= bar
-    assert found.p99 <= DEADLINE
+    assert left_in(target) == 0
+    assert target.metric("factorlens_refused_total") >= sum(refused)
+    if most > times * STEADY:
+        pytest.skip(f"others use this machine: it was {most:.0f} times what the service had CPU for")
+    assert goodput >= bar
+    assert p99 <= DEADLINE
     assert worst.left < LIVES
 
 
@@ -244,10 +274,10 @@ def test_without_admission_an_overload_is_seen(serve: Callable[..., Target]) -> 
 
     found = uvloop.run(run())
     assert found.refused == 0
-    assert found.load.failed.get(load.UNANSWERED, 0) > 0 or found.p99 > 0.7 * SECONDS
+    assert found.load.failed.get(load.UNANSWERED, 0) > 0 or np.percentile(found.load.waited, 99) > 0.7 * SECONDS
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.15])
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
 def test_a_loop_that_stands_still_is_seen(serve: Callable[..., Target], seconds: float) -> None:
     """The control: nobody else is to blame for what a process that is stopped does not do."""
     target = serve()
@@ -305,7 +335,7 @@ class Job(asyncio.Protocol):
 
 
 def test_a_storm_of_retries_ends_by_itself(serve: Callable[..., Target], measured: Measured) -> None:
-    target = serve({"--deadline": "0.5"})  # so that few may wait
+    target = serve({"--deadline": "1"})  # so that few may wait
 
     async def run() -> tuple[float, int]:
         peak, before = await target.peak(), target.cpu
@@ -337,9 +367,7 @@ def test_ten_thousand_disconnects_leave_no_slot_taken(serve: Callable[..., Targe
 
     before = target.metric("process_open_fds")
     uvloop.run(run())
-    until = time.monotonic() + 30
-    while (left := target.metric("factorlens_queue_rows")) and time.monotonic() < until:
-        time.sleep(0.1)
+    left = left_in(target)
     measured(f"slots taken after {LEAVERS:,} disconnects", f"{left:g}", "0")
     assert left == 0
     assert target.metric("process_open_fds") <= before + 1

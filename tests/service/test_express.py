@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from bundle import EncodedRows, RuntimeRefused
 from bundle.session import Session
 from service import traces
+from service.admission import HOLD_SECONDS
 from service.app import Service, create_app
 from service.exchange import Exchange
 from service.front import Front
@@ -224,6 +226,62 @@ def test_what_waits_too_long_is_a_503_once(bundles: Path) -> None:
         assert await to.metric('factorlens_refused_total{model="tiny-fm",reason="deadline"}') == 1
 
     talking(service(bundles, deadline=1e-9), talk)
+
+
+def crowd(app: Service) -> None:
+    """Both lanes have a queue of an hour."""
+    gate = app.hooks.express._front._gate  # type: ignore[attr-defined]
+    for lane in (gate.loop, gate.threads):
+        lane.taken, lane.seconds = 10, 3600.0
+
+
+EXPLAIN = "/v1/models/tiny-fm:explain"
+CROWDED = [ASKED, posted(EXPLAIN, b"anything"), posted("/v2/models/tiny-fm/infer", OIP)]
+
+
+@pytest.mark.parametrize("request_", CROWDED)
+def test_who_is_turned_away_is_told_so_the_short_way(bundles: Path, request_: bytes) -> None:
+    async def talk(to: Talk) -> None:
+        crowd(to.app)
+        status, headers, answer = await to.say(request_)
+        assert (status, to.taken) == (503, [True])
+        connection = to.connect()
+        connection.protocol._express = None
+        other = await to.answer(await to.begin(request_, connection))
+        assert (other[0], other[2]) == (503, answer)
+        drawn = {"x-request-id": "", "retry-after": ""}
+        assert {**headers, **drawn} == {**other[1], **drawn}
+        assert 1 <= int(headers["retry-after"]) <= 11
+        verb = re.split("[:/]", request_.split()[1].decode())[-1]
+        assert await to.metric(f'factorlens_requests_total{{endpoint="{verb}",model="tiny-fm",status="503"}}') == 2
+        assert await to.metric('factorlens_refused_total{model="tiny-fm",reason="overload"}') == 2
+
+    talking(service(bundles), talk)
+
+
+def test_who_is_turned_away_is_told_so_a_little_later_with_others(bundles: Path) -> None:
+    async def talk(to: Talk) -> None:
+        crowd(to.app)
+        began = time.perf_counter()
+        broken, left, *others = [await to.begin(CROWDED[1]) for _ in range(5)]
+
+        def fail(_: bytes) -> None:
+            raise RuntimeError
+
+        broken.transport.write = fail  # type: ignore[method-assign]
+        left.protocol.connection_lost(None)
+        assert not any(connection.said for connection in others)
+        answers = [await to.answer(connection) for connection in others]
+        assert time.perf_counter() - began >= HOLD_SECONDS
+        assert [status for status, *_ in answers] == [503] * 3
+        assert len({headers["x-request-id"] for _, headers, _ in answers}) == 3
+        assert left.said == [b""]
+        assert (await to.answer(await to.begin(CROWDED[1])))[0] == 503  # a timer runs again
+        assert to.taken == [True] * 6
+        line = 'factorlens_requests_total{endpoint="explain",model="tiny-fm",status="503"}'
+        assert await to.metric(line) == 5
+
+    talking(service(bundles), talk)
 
 
 def test_more_rows_than_fit_into_a_run_go_the_long_way(bundles: Path) -> None:
