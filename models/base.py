@@ -129,6 +129,10 @@ class Model(nn.Module, ABC):
         """What `explain` shows beside the terms; a class variable where it hangs on no option."""
         return {}
 
+    def served(self) -> "Model":
+        """This model without what only training needs; it shares all else."""
+        return self
+
     def inference(self, sample_BS: Tensor | None = None) -> "Model":
         """The model to export: the same logits and terms, perhaps rewritten to run faster.
 

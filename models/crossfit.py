@@ -77,8 +77,9 @@ class Crossfit(Ensemble):
         mean = self.mean_of(explanations)
         return mean._replace(terms=mean.terms._replace(residual=mean.terms.residual + added_B))
 
-    def inference(self, sample_BS: Tensor | None = None) -> Model:
-        served = super().inference(sample_BS)
+    def served(self) -> Model:
+        """Without the copies."""
+        served = super().served()
         served.folds = nn.ModuleList()
         return served
 

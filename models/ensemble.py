@@ -10,9 +10,9 @@ Shapes: see models/base.py; M is the number of members.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationInfo, with_config
@@ -102,10 +102,17 @@ class Ensemble(Model):
         first, *others = self._models
         return {name: axis for name, axis in first.sizes.items() if all(name in other.sizes for other in others)}
 
+    def served(self) -> Model:
+        return self._of(member.served() for member in self._models)
+
     def inference(self, sample_BS: Tensor | None = None) -> Model:
-        served, members = copy.copy(self), nn.ModuleList(member.inference(sample_BS) for member in self._models)
-        served._modules = {**self._modules, "members": members}
-        return served
+        return self._of(member.inference(sample_BS) for member in self._models)
+
+    def _of(self, members: Iterable[Model]) -> Self:
+        """This ensemble, of others."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "members": nn.ModuleList(members)}
+        return other
 
     @property
     def _models(self) -> list[Model]:

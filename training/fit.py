@@ -30,7 +30,7 @@ Observer = Callable[[dict[str, float]], None]
 
 
 class Fitted(NamedTuple):
-    """A model at its best epoch, in eval mode on the CPU, and how it got there."""
+    """A model at its best epoch, as it is served, in eval mode on the CPU, and how it got there."""
 
     model: Model
     curve: list[dict[str, float]]
@@ -107,7 +107,7 @@ def fit(run: Run, *, resume: bool) -> Fitted:
     say(f"kept epoch {progress.best_epoch} of {len(progress.curve)}: {run.recipe.monitor} {kept:.4f}")
     del learner  # its state is as large as the model, and a mapped file as the best weights
     saved.restore("best", model.state_dict())
-    return Fitted(model.cpu().eval(), progress.curve, progress.best_epoch)
+    return Fitted(model.cpu().eval().served(), progress.curve, progress.best_epoch)
 
 
 def start_learner(run: Run) -> Learner:

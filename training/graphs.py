@@ -103,9 +103,7 @@ def write_graphs(
             shrink(exported, shrunk, weights.digest)
             said[name] = graph.said.model_copy(update={"tables": weights.move_out(exported)})
             if name == "explain":
-                kept = served.state_dict().keys()  # a model may serve without some of what it was trained with
-                state = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
-                exported.metadata_props[STATE] = weights.state(state, compact)
+                exported.metadata_props[STATE] = weights.state(model.state_dict(), compact)
             onnx_ir.save(exported, folder / graph.said.file)
     return said
 

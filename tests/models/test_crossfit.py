@@ -118,9 +118,10 @@ def test_untrained_it_is_the_ensemble_of_its_members() -> None:
 @torch.no_grad()
 def test_what_is_served_has_no_copies_and_says_the_same() -> None:
     model, (ids, values) = build().eval(), rows()
-    served = model.inference()
+    served = model.served()
     torch.testing.assert_close(served(ids, values), model(ids, values))
     assert not [name for name in served.state_dict() if name.startswith("folds")]
+    assert not [name for name in served.tables if name.startswith("folds")]
     assert len(folds(model)) == len(MEMBERS)
 
 

@@ -15,11 +15,9 @@ from torch import Tensor
 
 import bundle
 from bundle import Predictor, store
-from bundle.manifest import TableKind
 from models import MODELS, Explanation, Layout, Model
 from models.fm import FM
 from models.split import FirstOrder, Split
-from training.compact import compact_tables, rounded
 from training.dataset import digest
 from training.errors import ExportRefused
 from training.graphs import write_graphs
@@ -206,17 +204,6 @@ def test_the_state_is_the_models_not_that_of_what_is_served(tmp_path: Path, monk
     found = read_state(tmp_path, graphs["explain"])
     assert found is not None
     assert found["bias"] == 0
-
-
-@pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_copies_that_are_not_served_are_not_kept(tmp_path: Path, kind: TableKind) -> None:
-    model = build_model("crossfit", folds=2)
-    compact = compact_tables(model, kind)
-    graphs = write_graphs(rounded(model, compact), tmp_path, compact=compact)
-    found = read_state(tmp_path, graphs["explain"])
-    assert found is not None
-    assert found.keys() == {name for name in model.state_dict() if not name.startswith("folds.")}
-    assert any(name.startswith("meta.0.") for name in found)
 
 
 def test_a_graph_of_before_keeps_no_state(tmp_path: Path) -> None:

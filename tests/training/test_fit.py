@@ -213,3 +213,13 @@ def test_every_member_of_an_ensemble_is_trained_as_it_would_be_alone(prepare: Pr
     trained = fit(replace(together, initial=initial), resume=False).model.state_dict()
     for name, tensor in fit(replace(alone, initial=start), resume=False).model.state_dict().items():
         torch.testing.assert_close(trained[f"members.0.{name}"], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_copies_of_a_crossfit_have_done_their_work(prepare: Prepare) -> None:
+    members = [{"key": "fm", "options": {"embedding_dim": 4}}]
+    run = prepare(optimizer="adam", epochs=2)
+    run = replace(run, recipe=run.recipe.model_copy(update={"model": {"key": "crossfit", "members": members}}))
+    assert any(name.startswith("folds.") for name in start_learner(run).model.state_dict())
+    names = fit(run, resume=False).model.state_dict()
+    assert not [name for name in names if name.startswith("folds.")]
+    assert any(name.startswith("meta.") for name in names)
