@@ -2,7 +2,8 @@
 network that learns on what they left out how far a member can be trusted. Stacked generalization, David H. Wolpert,
 Neural Networks 5 (1992), with members trained on all rows and a level-1 network that sees how well a row is known.
 
-    ŷ(x) = 1/M Σ_m [ŷ_m(x) + hᵀ MLP(c_m(x))],   c_m(x) = [ŷ_m(x), w_f, log(‖e_f‖ + 0.01) of every field f]
+    ŷ(x) = 1/M Σ_m [ŷ_m(x) + hᵀ MLP(c_m(x))]
+    c_m(x) = [ŷ_m(x), w_f and log l_f of every field f, e_fᵀe_g / (l_f l_g) of every pair],   l_f = ‖e_f‖ + 0.01
 
 A factorization machine remembers pairs of features. Of the rows it is trained on it has seen every pair, and what it
 says of them is nearly the label; of other rows it has not, and how far its word can be trusted there no row of training
@@ -12,7 +13,7 @@ answers it as it would be served, and takes no loss of it (of what it holds, bat
 are trained on it, each on a loss of its own. What is served are the members and the networks: the copies have done
 their work.
 
-Shapes: see models/base.py; M is the number of members, R rows of a fold, C = 1 + 2F.
+Shapes: see models/base.py; M is the number of members, R rows of a fold, C = 1 + 2F + P.
 """
 
 from dataclasses import dataclass
@@ -79,9 +80,7 @@ class Crossfit(Ensemble):
 
     def served(self) -> Model:
         """Without the copies."""
-        served = super().served()
-        served.folds = nn.ModuleList()
-        return served
+        return self._with(folds=nn.ModuleList())
 
     @property
     def tables(self) -> dict[str, nn.Parameter]:
@@ -147,7 +146,7 @@ class Meta(nn.Module):
 
     def __init__(self, fields: int, layers: tuple[int, ...]) -> None:
         super().__init__()
-        clues = 1 + 2 * fields
+        clues = 1 + 2 * fields + fields * (fields - 1) // 2
         self.norm = nn.BatchNorm1d(clues)
         self.mlp = mlp(clues, layers, batch_norm=False, dropout=0.0)
         self.h = nn.Parameter(torch.zeros((clues, *layers)[-1], 1))
@@ -167,8 +166,13 @@ def _as_served(member: FactorModel, ids_RS: Tensor, values_RS: Tensor | None) ->
 
 
 def _clues(member: FactorModel, logit_B: Tensor, ids_BS: Tensor, values_BS: Tensor | None) -> Tensor:
-    """A member's logit, and of every field its first-order term and the logarithm of its vector's length, [B, C]."""
+    """A member's logit, of every field its first-order term and the logarithm of its vector's length, and of every pair
+    the cosine between its vectors, [B, C]."""
     slot_BS = member.slot_terms(ids_BS, values_BS)
     field_BF = slot_BS if member.field_of_slot_FS is None else slot_BS @ member.field_of_slot_FS.T
-    norm_BF = member.embed(ids_BS, values_BS).norm(dim=2)
-    return torch.cat([logit_B.unsqueeze(1), field_BF, (norm_BF + FLOOR).log()], 1)
+    embedded_BFK = member.embed(ids_BS, values_BS)
+    length_BF1 = embedded_BFK.norm(dim=2, keepdim=True) + FLOOR
+    unit_BFK = embedded_BFK / length_BF1
+    first_P, second_P = torch.triu_indices(embedded_BFK.shape[1], embedded_BFK.shape[1], offset=1)
+    cosine_BP = (unit_BFK @ unit_BFK.mT)[:, first_P, second_P]
+    return torch.cat([logit_B.unsqueeze(1), field_BF, length_BF1.squeeze(2).log(), cosine_BP], 1)

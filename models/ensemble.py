@@ -10,7 +10,7 @@ Shapes: see models/base.py; M is the number of members.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -102,16 +102,14 @@ class Ensemble(Model):
         first, *others = self._models
         return {name: axis for name, axis in first.sizes.items() if all(name in other.sizes for other in others)}
 
-    def served(self) -> Model:
-        return self._of(member.served() for member in self._models)
-
     def inference(self, sample_BS: Tensor | None = None) -> Model:
-        return self._of(member.inference(sample_BS) for member in self._models)
+        members = nn.ModuleList(member.inference(sample_BS) for member in self._models)
+        return self._with(members=members)
 
-    def _of(self, members: Iterable[Model]) -> Self:
-        """This ensemble, of others."""
+    def _with(self, **modules: nn.Module) -> Self:
+        """This ensemble, but for these modules."""
         other = copy.copy(self)
-        other._modules = {**self._modules, "members": nn.ModuleList(members)}
+        other._modules = {**self._modules, **modules}
         return other
 
     @property

@@ -98,13 +98,22 @@ class Gate:
 
         It takes no place yet: a body that is slow to come must keep nobody out.
         """
+        refusal = self.refused(loaded, verb, announced, is_long=is_long)
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal  # it leads to this frame, and from here to the request: the collector would have to find it
+
+    def refused(self, loaded: Runtime, verb: Verb, announced: Announced, *, is_long: bool) -> Overloaded | None:
+        """What `admit` would raise; it is counted."""
         refusal = self.refusal(loaded, verb, announced, is_long=is_long)
         if refusal is not None:
             self._count(loaded.manifest.name, time.perf_counter())
-            raise refusal
+        return refusal
 
     def refusal(self, loaded: Runtime, verb: Verb, announced: Announced, *, is_long: bool) -> Overloaded | None:
-        """What `admit` would raise."""
+        """The same, and it is not counted."""
         lane = self.threads if is_long else self.loop
         is_free = lane.taken < lane.servers
         if is_free and not is_long:
@@ -136,13 +145,13 @@ class Gate:
             self._logged_at, self._unlogged = now, 0
 
 
-async def turn_away(error: Overloaded, scope: Scope, send: Send) -> None:
+async def turn_away(pause: int, scope: Scope, send: Send) -> None:
     """Answer a request that was not let in, for as little as possible. The server skips its body, and the connection
     stays; but a client that waits to be asked for the body may or may not send it then."""
     record: Record = scope["state"]["record"]
     record.is_common = True
     await asyncio.sleep(HOLD_SECONDS)
-    content, headers = busy(error, scope["path"])
+    content, headers = busy(pause, scope["path"])
     headers.append((b"content-length", b"%d" % len(content)))
     if b"expect" in dict(scope["headers"]):
         headers.append((b"connection", b"close"))
@@ -150,10 +159,10 @@ async def turn_away(error: Overloaded, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def busy(error: Overloaded, path: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """The body that says so, and its headers but for the length."""
+def busy(pause: int, path: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The body for who is turned away, to come again after `pause` seconds, and its headers but for the length."""
     content, media_type = BUSY_IN_OIP if errors.OIP.match(path) else BUSY
-    return content, [(b"content-type", media_type), (b"retry-after", b"%d" % error.pause)]
+    return content, [(b"content-type", media_type), (b"retry-after", b"%d" % pause)]
 
 
 def _pause(behind: float) -> int:

@@ -13,7 +13,6 @@ from starlette.types import Scope
 
 from service.admission import HOLD_SECONDS, busy
 from service.batcher import Scored
-from service.errors import Overloaded
 from service.exchange import Exchange
 from service.front import Front, is_verb
 from service.guard import Guard
@@ -22,6 +21,7 @@ from service.recorder import CLIENT_LEFT, Record, Recorder
 from service.scoring import Scoring
 
 ASKED: Final = "asked"  # of a memo: model, version and verb; None where the head is not for here
+AT_ONCE: Final = 256  # who are told in a turn of the event loop that they are turned away: some milliseconds
 ORIGIN: Final = b"origin"  # of a page in a browser: such answers need more headers
 
 
@@ -47,11 +47,10 @@ class Express:
                 self._guard.admit(scope)
             order = self._front.order(scope)
             if not self._front.takes_at_once(order, exchange.body):
-                self._front.admit(order)
-                return False
-        except Overloaded as error:
-            self._turn_away(_TurnedAway(exchange, scope, error, self._recorder))
-            return True
+                refused = self._front.refused(order)
+                if refused is not None:
+                    self._turn_away(_TurnedAway(exchange, scope, refused.pause, self._recorder))
+                return refused is not None
         except Exception:  # the long way will meet it, too, and say what it is
             return False
         stages = order.loaded.statistics.request()
@@ -70,34 +69,38 @@ class Express:
         return True
 
     def _turn_away(self, turned_away: "_TurnedAway") -> None:
-        """Tell all of a tenth of a second at once. Where threads are busy, each time that the event loop wakes up costs
-        as much as some answers; and who asks again at once would do so without a pause."""
+        """Tell all of a tenth of a second together: where threads are busy, each time that the event loop wakes up
+        costs as much as some answers, and who asks again at once would do so without a pause."""
         if not self._held:
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self._answer_held)
         self._held.append(turned_away)
 
     def _answer_held(self) -> None:
-        held, self._held = self._held, []
-        for turned_away in held:
-            asyncio.get_running_loop().call_soon(turned_away.answer)  # if one fails, the others are answered
+        loop, now, self._held = asyncio.get_running_loop(), self._held[:AT_ONCE], self._held[AT_ONCE:]
+        for turned_away in now:
+            loop.call_soon(turned_away.answer)  # if one fails, the others are answered
+        if self._held:
+            loop.call_soon(self._answer_held)
 
 
 class _TurnedAway:
     """A request that is not let in, for as little as possible."""
 
-    __slots__ = ("_error", "_exchange", "_recorder", "_scope")
+    __slots__ = ("_exchange", "_pause", "_recorder", "_scope")
 
-    def __init__(self, exchange: Exchange, scope: Scope, error: Overloaded, recorder: Recorder) -> None:
-        self._exchange, self._scope, self._error, self._recorder = exchange, scope, error, recorder
+    def __init__(self, exchange: Exchange, scope: Scope, pause: int, recorder: Recorder) -> None:
+        self._exchange, self._scope, self._pause, self._recorder = exchange, scope, pause, recorder
         exchange.body = b""  # nobody will read it
 
     def answer(self) -> None:
         record: Record = self._scope["state"]["record"]
         record.is_common, record.status = True, 503
-        if not self._exchange.disconnected:
-            content, headers = busy(self._error, self._scope["path"])
-            self._exchange.answer((*headers, *self._recorder.headers(record)), content, status=record.status)
-        self._recorder.close(record, self._scope)
+        try:
+            if not self._exchange.disconnected:
+                content, headers = busy(self._pause, self._scope["path"])
+                self._exchange.answer((*headers, *self._recorder.headers(record)), content, status=record.status)
+        finally:
+            self._recorder.close(record, self._scope)
 
 
 class _Taken:

@@ -75,16 +75,18 @@ class Front:
                 raise failure
             content, headers, _ = await self._answer(scope, receive)
         except Overloaded as error:
-            await turn_away(error, scope, send)
-            return
+            pause = error.pause
         except (ServiceError, InputError) as error:
             if isinstance(error, Overdue):
                 self._gate.overdue(scope["state"]["record"].model)
             await errors.refused(error)(scope, receive, send)
             return
-        length = (b"content-length", b"%d" % len(content))
-        await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
-        await send({"type": "http.response.body", "body": content})
+        else:
+            length = (b"content-length", b"%d" % len(content))
+            await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
+            await send({"type": "http.response.body", "body": content})
+            return
+        await turn_away(pause, scope, send)  # not where the error still leads to the body: this takes a while
 
     def order(self, scope: Scope) -> Order:
         """What the head of a request asks for. Raises ServiceError where nobody here could answer."""
@@ -106,11 +108,13 @@ class Front:
         is_long = is_act or announced.coding > 0 or announced.length > INLINE_BYTES
         return Order(record, loaded, verb, announced, _form(verb, announced), shadow, due, is_long)
 
-    def admit(self, order: Order) -> bool:
-        """Whether a request, as announced, will have a thread to itself. Raises Overloaded where it is not let in."""
-        is_long = order.is_long and not self._rankings.seems_short(order)
-        self._gate.admit(order.loaded, order.verb, order.announced, is_long=is_long)
-        return is_long
+    def refused(self, order: Order) -> Overloaded | None:
+        """What a request is told that, as announced, is not let in; it is counted."""
+        return self._gate.refused(order.loaded, order.verb, order.announced, is_long=self._seems_long(order))
+
+    def _seems_long(self, order: Order) -> bool:
+        """Whether a request, as announced, will have a thread to itself."""
+        return order.is_long and not self._rankings.seems_short(order)
 
     def takes_at_once(self, order: Order, raw: bytes) -> bool:
         """Whether a request whose body is here would be scored in the next run, as far as can be told without reading
@@ -148,7 +152,8 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         order = self.order(scope)
-        is_long = self.admit(order)
+        is_long = self._seems_long(order)
+        self._gate.admit(order.loaded, order.verb, order.announced, is_long=is_long)
         raw = await body.received(receive, order.announced.length, limit=self._settings.max_body_bytes)
         if not order.is_long and len(raw) <= INLINE_BYTES:
             return await self._score(order, raw, receive)

@@ -111,32 +111,35 @@ class Target:
         before = self.cpu
         found = await load.closed(self.address, REQUEST, connections=8, seconds=3.0)
         assert not found.failed
-        return Peak(found.per_second, (self.cpu - before) / len(found.waited))
+        used = self.cpu - before
+        return Peak(found.per_second, used / len(found.waited), used / found.seconds)
 
 
 class Peak(NamedTuple):
     per_second: float
     cpu: float  # seconds of a request
+    share: float  # of a core that the service had
 
     def mean(self, other: "Peak") -> "Peak":
-        return Peak((self.per_second + other.per_second) / 2, (self.cpu + other.cpu) / 2)
+        return Peak(*((one + another) / 2 for one, another in zip(self, other, strict=True)))
 
 
 class Sent(load._Open):
     """An open loop whose seconds count from the sending: on a machine that others use, that may be late. `cpu` is what
-    the service used meanwhile, connecting aside."""
+    the service used in those `seconds`, connecting aside."""
 
     def __init__(self, target: Target, rate: float) -> None:
         super().__init__(target.address, REQUEST, Load(), rate)
-        self._target, self.cpu = target, 0.0
+        self._target, self.cpu, self.seconds = target, 0.0, 0.0
 
     async def _drive(self) -> None:
         began = time.perf_counter()
         await asyncio.to_thread(self._target.get, "/livez")  # on a connection that is accepted after all others
-        self._ends_at += time.perf_counter() - began
+        started = time.perf_counter()
+        self._ends_at += started - began
         before = self._target.cpu
         await super()._drive()
-        self.cpu = self._target.cpu - before
+        self.cpu, self.seconds = self._target.cpu - before, time.perf_counter() - started
 
     def _send(self) -> None:
         while self._due and self._idle:
@@ -150,6 +153,7 @@ class Sent(load._Open):
 class Found:
     load: Load
     cpu: float  # seconds that the service used
+    seconds: float
     lives: list[Life]
 
     def goodput(self, peak: Peak) -> float:
@@ -163,7 +167,7 @@ class Found:
     @property
     def share(self) -> float:
         """Of a core that the service had."""
-        return self.cpu / self.load.seconds
+        return self.cpu / self.seconds
 
     @property
     def refused(self) -> int:
@@ -174,7 +178,7 @@ async def overload(target: Target, peak: Peak, times: float) -> Found:
     with watched(target) as asked:
         run = Sent(target, peak.per_second * times)
         found = await run.run(CONNECTIONS, SECONDS)
-    return Found(found, run.cpu, asked)
+    return Found(found, run.cpu, run.seconds, asked)
 
 
 @contextmanager
@@ -228,17 +232,18 @@ def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Me
 
     async def run() -> tuple[list[tuple[Peak, Found]], Load]:
         rounds, before = list[tuple[Peak, Found]](), await target.peak()
-        for _ in range(ROUNDS):
+        for last in range(1 - ROUNDS, 1):
             found = await overload(target, before, times)
+            if last == 0:
+                await asyncio.sleep(RECOVERY)
+                rate = before.per_second * found.share / 5
+                recovered = await load.opened(target.address, REQUEST, connections=64, seconds=2.0, rate=rate)
             after = await target.peak()
             rounds.append((before.mean(after), found))
             before = after
-        await overload(target, before, times)
-        await asyncio.sleep(RECOVERY)
-        rate = before.per_second * found.share / 5
-        return rounds, await load.opened(target.address, REQUEST, connections=64, seconds=2.0, rate=rate)
+        return rounds, recovered
 
-    rounds, after = uvloop.run(run())
+    rounds, recovered = uvloop.run(run())
     goodput = median(found.goodput(peak) for peak, found in rounds)
     most = median(found.times(peak) for peak, found in rounds)
     cpu = median(peak.cpu for peak, _ in rounds)
@@ -251,15 +256,16 @@ def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Me
     measured(f"{name}: p99 of what was let in", f"{p99:.2f} s", f"≤ {DEADLINE:g} s")
     figure = f"{worst.left * 1000:.0f} ms, and {worst.waited * 1000:.0f} ms that others had the processor"
     measured(f"{name}: /livez at worst, of {len(lives)}", figure, "< 100 ms")
-    measured(f"{name}: refused {RECOVERY:g} s after it, at a fifth of the peak", f"{after.failed or 0}", "0")
+    measured(f"{name}: refused {RECOVERY:g} s after it, at a fifth of the peak", f"{recovered.failed or 0}", "0")
     refused = [found.refused for _, found in rounds]
     assert min(refused) > 0
     assert {status for _, found in rounds for status in found.load.failed} <= {503, load.UNANSWERED}
-    assert not after.failed
+    assert not recovered.failed
     assert left_in(target) == 0
     assert target.metric("factorlens_refused_total") >= sum(refused)
     if most > times * STEADY:
         pytest.skip(f"others use this machine: it was {most:.0f} times what the service had CPU for")
+    assert median(found.share / peak.share for peak, found in rounds) > 0.9  # nobody waits while it does nothing
     assert goodput >= bar
     assert p99 <= DEADLINE
     assert worst.left < LIVES
@@ -277,12 +283,12 @@ def test_without_admission_an_overload_is_seen(serve: Callable[..., Target]) -> 
     assert found.load.failed.get(load.UNANSWERED, 0) > 0 or np.percentile(found.load.waited, 99) > 0.7 * SECONDS
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3])
+@pytest.mark.parametrize("seconds", [0.0, 0.15])
 def test_a_loop_that_stands_still_is_seen(serve: Callable[..., Target], seconds: float) -> None:
     """The control: nobody else is to blame for what a process that is stopped does not do."""
     target = serve()
     with watched(target) as asked:
-        for _ in range(30):
+        for _ in range(100):
             target.process.send_signal(signal.SIGSTOP)
             time.sleep(seconds)
             target.process.send_signal(signal.SIGCONT)

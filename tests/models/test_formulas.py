@@ -1,5 +1,6 @@
 """Every model against a loop written from its paper, in plain Python; and the models that are cases of others."""
 
+import itertools
 import math
 from typing import Any
 
@@ -72,8 +73,11 @@ def crossfit(row: Row, of: Parameters) -> Terms:
         member, meta = inside(of, f"members.{m}."), inside(of, f"meta.{kind}.")
         found = formula(row, member)
         logit = found[0] + sum(found[1]) + sum(found[2]) + found[3]
-        lengths = [math.sqrt(dot(e, e)) for e in field_vectors(row, member)]
-        clues = [logit, *first_order(row, member), *(math.log(length + 0.01) for length in lengths)]
+        vectors = field_vectors(row, member)
+        lengths = [math.sqrt(dot(e, e)) + 0.01 for e in vectors]
+        units = [[value / length for value in e] for e, length in zip(vectors, lengths, strict=True)]
+        cosines = [dot(e, other) for e, other in itertools.combinations(units, 2)]
+        clues = [logit, *first_order(row, member), *map(math.log, lengths), *cosines]
         z = batch_norm(meta, "norm", clues)
         for layer in ("mlp.0", "mlp.3"):
             z = [max(0.0, value) for value in linear(meta, layer, z)]

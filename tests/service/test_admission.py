@@ -239,7 +239,7 @@ def test_who_is_turned_away_makes_a_line_a_second(
 ) -> None:
     with crowded(app), caplog.at_level("INFO", "service"):
         gate_of(app)._logged_at = 0.0
-        for _ in range(20):
+        for _ in range(5):
             client.post(PREDICT, json=ONE)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("service")] == ["overloaded"]
 

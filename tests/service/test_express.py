@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bundle import EncodedRows, RuntimeRefused
 from bundle.session import Session
-from service import traces
+from service import express, traces
 from service.admission import HOLD_SECONDS
 from service.app import Service, create_app
+from service.errors import Overloaded
 from service.exchange import Exchange
 from service.front import Front
 from service.heads import Heads
@@ -235,11 +236,11 @@ def crowd(app: Service) -> None:
         lane.taken, lane.seconds = 10, 3600.0
 
 
-EXPLAIN = "/v1/models/tiny-fm:explain"
-CROWDED = [ASKED, posted(EXPLAIN, b"anything"), posted("/v2/models/tiny-fm/infer", OIP)]
+EXPLAINED = posted("/v1/models/tiny-fm:explain", b"anything")
+RANKED = posted("/v1/models/tiny-fm:rank", b"anything")
 
 
-@pytest.mark.parametrize("request_", CROWDED)
+@pytest.mark.parametrize("request_", [ASKED, EXPLAINED, RANKED, posted("/v2/models/tiny-fm/infer", OIP)])
 def test_who_is_turned_away_is_told_so_the_short_way(bundles: Path, request_: bytes) -> None:
     async def talk(to: Talk) -> None:
         crowd(to.app)
@@ -259,27 +260,41 @@ def test_who_is_turned_away_is_told_so_the_short_way(bundles: Path, request_: by
     talking(service(bundles), talk)
 
 
-def test_who_is_turned_away_is_told_so_a_little_later_with_others(bundles: Path) -> None:
+def test_who_is_turned_away_is_told_so_a_little_later_with_others(
+    bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(express, "AT_ONCE", 2)
+
     async def talk(to: Talk) -> None:
+        await to.learn(EXPLAINED)
         crowd(to.app)
-        began = time.perf_counter()
-        broken, left, *others = [await to.begin(CROWDED[1]) for _ in range(5)]
+        connections = [to.connect() for _ in range(6)]
+        broken, left, lame, *others = connections
 
         def fail(_: bytes) -> None:
             raise RuntimeError
 
         broken.transport.write = fail  # type: ignore[method-assign]
+        began = time.perf_counter()
+        for connection in connections:
+            connection.protocol.data_received(EXPLAINED)
         left.protocol.connection_lost(None)
+        lame.protocol.shutdown()
+        others[0].protocol.data_received(b"GET /v1/nothing HTTP/1.1\r\nhost: h\r\n\r\n")
         assert not any(connection.said for connection in others)
-        answers = [await to.answer(connection) for connection in others]
+        answers = [await to.answer(connection) for connection in (lame, *others[1:])]
         assert time.perf_counter() - began >= HOLD_SECONDS
         assert [status for status, *_ in answers] == [503] * 3
+        assert [headers.get("connection") for _, headers, _ in answers] == ["close", None, None]
         assert len({headers["x-request-id"] for _, headers, _ in answers}) == 3
+        async with asyncio.timeout(20):
+            while len(others[0].said) < 2:
+                await asyncio.sleep(0.001)
+        assert [said.split()[1] for said in others[0].said] == [b"503", b"404"]
         assert left.said == [b""]
-        assert (await to.answer(await to.begin(CROWDED[1])))[0] == 503  # a timer runs again
-        assert to.taken == [True] * 6
-        line = 'factorlens_requests_total{endpoint="explain",model="tiny-fm",status="503"}'
-        assert await to.metric(line) == 5
+        assert (await to.say(EXPLAINED))[0] == 503  # a timer runs again
+        assert to.taken == [True] * 7
+        assert await to.metric('factorlens_requests_total{endpoint="explain",model="tiny-fm",status="503"}') == 7
 
     talking(service(bundles), talk)
 
@@ -405,10 +420,15 @@ def test_requests_leave_nothing_to_the_garbage_collector(bundles: Path) -> None:
         try:
             for _ in range(20):
                 await connection.say(ASKED)
-            left = sum(type(each) is Exchange for each in gc.get_objects())
+            crowd(to.app)
+            for _ in range(20):
+                connection.protocol.data_received(ASKED)
+                while not connection.protocol.cycle.response_complete:
+                    await asyncio.sleep(0.001)
+            left = sum(type(each) in (Exchange, Overloaded) for each in gc.get_objects())
         finally:
             gc.enable()
-        assert to.taken == [True] * 20
+        assert to.taken == [True] * 40
         assert left < 10
 
     talking(service(bundles), talk)
