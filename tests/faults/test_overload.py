@@ -2,7 +2,8 @@
 
 The service has one core to itself and the load another. On a machine that others use neither has it all; so goodput is
 what was answered for each second of CPU that the service got, as a share of the same at its peak, which is taken before
-and after, three times: what a second of CPU is worth changes from one to the next.
+and after, six times: what a second of CPU is worth changes from one to the next. It is below its bar where it is so by
+more than its standard error.
 """
 
 import asyncio
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -38,8 +40,8 @@ from tests.faults.lives import Life
 Started = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 DEADLINE = Settings().deadline
 LIVES = 0.1  # seconds
-CONNECTIONS = 1000  # of the open loop: never what there is too little of
-ROUNDS, STEADY = 3, 1.3  # where others use the machine, ten times the peak may soon be thirty times
+CONNECTIONS = 500  # of the open loop: never what there is too little of
+ROUNDS, STEADY = 6, 1.3  # where others use the machine, ten times the peak may soon be thirty times
 SECONDS = 5.0
 RECOVERY = 5.0  # seconds
 CLIENTS, JOBS = 300, 3  # of the storm
@@ -232,9 +234,9 @@ def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Me
 
     async def run() -> tuple[list[tuple[Peak, Found]], Load]:
         rounds, before = list[tuple[Peak, Found]](), await target.peak()
-        for last in range(1 - ROUNDS, 1):
+        for left in reversed(range(ROUNDS)):
             found = await overload(target, before, times)
-            if last == 0:
+            if not left:
                 await asyncio.sleep(RECOVERY)
                 rate = before.per_second * found.share / 5
                 recovered = await load.opened(target.address, REQUEST, connections=64, seconds=2.0, rate=rate)
@@ -244,14 +246,15 @@ def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Me
         return rounds, recovered
 
     rounds, recovered = uvloop.run(run())
-    goodput = median(found.goodput(peak) for peak, found in rounds)
+    goodputs = [found.goodput(peak) for peak, found in rounds]
+    goodput, error = fmean(goodputs), stdev(goodputs) / sqrt(ROUNDS)
     most = median(found.times(peak) for peak, found in rounds)
     cpu = median(peak.cpu for peak, _ in rounds)
     p99 = float(np.percentile([waited for _, found in rounds for waited in found.load.waited], 99))
     lives = [life for _, found in rounds for life in found.lives]
     worst = max(lives, key=lambda life: life.left)
     name = f"{times} times the peak"
-    figure = f"{goodput:.0%} at {most:.1f} times, {cpu * 1000:.1f} ms of CPU a request"
+    figure = f"{goodput:.0%} ± {error:.0%} at {most:.1f} times, {cpu * 1000:.1f} ms of CPU a request"
     measured(f"{name}, open loop: goodput", figure, f"≥ {bar:.0%}")
     measured(f"{name}: p99 of what was let in", f"{p99:.2f} s", f"≤ {DEADLINE:g} s")
     figure = f"{worst.left * 1000:.0f} ms, and {worst.waited * 1000:.0f} ms that others had the processor"
@@ -266,7 +269,7 @@ def test_an_open_loop_beyond_the_peak(serve: Callable[..., Target], measured: Me
     if most > times * STEADY:
         pytest.skip(f"others use this machine: it was {most:.0f} times what the service had CPU for")
     assert median(found.share / peak.share for peak, found in rounds) > 0.9  # nobody waits while it does nothing
-    assert goodput >= bar
+    assert goodput + error >= bar
     assert p99 <= DEADLINE
     assert worst.left < LIVES
 
